@@ -1,0 +1,109 @@
+"""Arrays of the caller as HBM tensors and back: NumPy arrays and torch tensors, without copies
+where possible.
+
+An argument's bytes are the caller's own, so that what a kernel writes to an HBM argument is seen
+by the caller, as in AWS's simulator. torch is only touched where an argument is a torch tensor.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from nki_sim.dtypes import BOOL, DType, as_dtype
+from nki_sim.machine import Launch
+from nki_sim.memory import PRIVATE_HBM, READ_ONLY, SHARED_HBM, WRITTEN, Storage
+from nki_sim.tensor import NkiTensor
+
+
+def is_torch(value: Any) -> bool:
+    """Whether ``value`` is a torch tensor (without importing torch)."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def is_array(value: Any) -> bool:
+    """Whether ``value`` becomes an HBM tensor."""
+    return isinstance(value, np.ndarray) or is_torch(value)
+
+
+class Argument:
+    """One array of the caller while a kernel runs.
+
+    Attributes:
+        original: what the caller passed.
+        tensor: the HBM tensor the kernel sees.
+    """
+
+    def __init__(self, original: Any, launch: Launch, name: str) -> None:
+        self.original = original
+        array, dtype = _as_numpy(original, name)
+        self._array = array
+        dense = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        self._copied = dense is not array
+        space = SHARED_HBM if launch.lnc > 1 else PRIVATE_HBM
+        shape = tuple(array.shape) or (1,)
+        info = launch.allocation(space, shape, dtype, name, argument=True)
+        state = WRITTEN if array.flags.writeable else READ_ONLY
+        storage = Storage(info, dense.reshape(-1).view(np.uint8), state)
+        self._dense = dense
+        self.tensor = NkiTensor(shape, dtype, storage, space, name)
+
+    def finish(self) -> None:
+        """Copy back what could not be shared with the caller."""
+        if self._copied and self._array.flags.writeable:
+            self._array[...] = self._dense.reshape(self._array.shape)
+
+
+def _as_numpy(value: Any, name: str) -> tuple[np.ndarray, DType]:
+    """A NumPy array over the caller's memory, and the NKI dtype of its elements."""
+    if isinstance(value, np.ndarray):
+        try:
+            return value, as_dtype(value.dtype)
+        except TypeError as error:
+            raise TypeError(f"argument {name}: {error}") from None
+    import torch
+
+    if value.device.type != "cpu":
+        raise TypeError(
+            f"argument {name} is on device {value.device}; the simulator takes CPU tensors"
+        )
+    flat = value.detach()
+    dtype = _torch_dtype(value.dtype, name)
+    if dtype.numpy.kind == "V" or not hasattr(
+        np, str(dtype)
+    ):  # a format NumPy only knows through ml_dtypes
+        carrier = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        return flat.view(carrier).numpy().view(dtype.numpy), dtype
+    return flat.numpy(), dtype
+
+
+def _torch_dtype(dtype: Any, name: str) -> DType:
+    text = str(dtype).removeprefix("torch.")
+    text = {"bool": "bool_"}.get(text, text)
+    try:
+        return as_dtype(text)
+    except TypeError as error:
+        raise TypeError(f"argument {name}: {error}") from None
+
+
+def to_numpy(t: NkiTensor) -> np.ndarray:
+    """The elements of a returned tensor as an array of their own."""
+    values = t.values
+    if t.dtype.kind == BOOL:
+        return values.astype(np.bool_)
+    return np.ascontiguousarray(values) if t.covers_storage() else values.copy()
+
+
+def to_torch(t: NkiTensor) -> Any:
+    """The elements of a returned tensor as a torch tensor."""
+    import torch
+
+    values = to_numpy(t)
+    try:
+        return torch.from_numpy(values)
+    except TypeError:
+        carrier = {1: np.uint8, 2: np.int16, 4: np.int32}[t.dtype.itemsize]
+        return torch.from_numpy(values.view(carrier)).view(getattr(torch, str(t.dtype)))

@@ -1,0 +1,2 @@
+"""The engines of a NeuronCore, one module each; every function is the definition of one
+instruction."""

@@ -1,0 +1,158 @@
+"""``nki.jit`` and ``nki.simulate``: calling a kernel on arrays runs it on simulated NeuronCores."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nki_sim import rules
+from nki_sim.arrays import Argument, is_array, is_torch, to_numpy, to_torch
+from nki_sim.launch import run_cores
+from nki_sim.machine import Core, Launch, current_or_none
+from nki_sim.memory import HBM, NEVER, PRIVATE_HBM
+from nki_sim.targets import Target, get_target
+from nki_sim.tensor import NkiTensor
+from nki_sim.trace import Trace
+
+
+class Kernel:
+    """A function decorated with ``@nki.jit``.
+
+    ``kernel(...)`` runs it on one core, ``kernel[lnc](...)`` on ``lnc``. Inside another kernel it
+    is an ordinary function call.
+    """
+
+    def __init__(self, function: Callable[..., Any], lnc: int = 1) -> None:
+        self.func = function
+        self.lnc = lnc
+        functools.update_wrapper(self, function)
+
+    def __getitem__(self, lnc: Any) -> Kernel:
+        """The kernel on ``lnc`` cores (1 or 2)."""
+        if isinstance(lnc, tuple) and len(lnc) == 1:
+            lnc = lnc[0]
+        if lnc.__class__ is not int:
+            raise TypeError(f"kernel[{lnc!r}]: the launch grid is one integer, the number of cores")
+        return Kernel(self.func, lnc)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current_or_none() is not None:
+            return self.func(*args, **kwargs)
+        return Simulation(self)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<nki kernel {self.__name__}>"  # type: ignore[attr-defined]
+
+
+def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    """Mark a function as a kernel; also usable as ``@nki.jit(mode=...)``.
+
+    Keywords of older NKI versions (``mode``, ``debug_kernel``, ``show_compiler_tb``,
+    ``experimental_flags``, ``platform_target``) say how to compile and mean nothing here.
+    """
+    if fn is None:
+        return jit
+    return fn if isinstance(fn, Kernel) else Kernel(fn)
+
+
+class Simulation:
+    """A kernel bound to simulated cores; call it with arrays.
+
+    Args:
+        kernel: a ``Kernel`` or a plain function.
+        target: generation or instance family; default as ``targets.get_target`` says.
+        trace: a ``Trace`` to fill.
+        exact_matmul: sum matmuls in an order that does not depend on tile shapes (slower).
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        target: str | Target | None = None,
+        trace: Trace | None = None,
+        exact_matmul: bool = False,
+    ) -> None:
+        self.kernel = kernel if isinstance(kernel, Kernel) else Kernel(kernel)
+        self._target = target
+        self._trace = trace
+        self._exact_matmul = exact_matmul
+
+    def __getitem__(self, lnc: Any) -> Simulation:
+        return Simulation(self.kernel[lnc], self._target, self._trace, self._exact_matmul)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kernel = self.kernel
+        target = get_target(self._target)
+        if not 1 <= kernel.lnc <= target.max_lnc:
+            rules.broken(rules.KERNEL_LNC, "lnc", kernel.lnc, target.generation)
+        trace = Trace() if self._trace is None else self._trace
+        launch = Launch(target, trace, kernel.lnc, self._exact_matmul)
+        names = _names(kernel.func, args)
+        seen: dict[int, Argument] = {}
+        torch_result = False
+
+        def convert(value: Any, name: str) -> Any:
+            nonlocal torch_result
+            if is_array(value):
+                torch_result = torch_result or is_torch(value)
+                if id(value) not in seen:
+                    seen[id(value)] = Argument(value, launch, name)
+                return seen[id(value)].tensor
+            if isinstance(value, (tuple, list)) and any(is_array(v) for v in value):
+                return type(value)([convert(v, f"{name}[{i}]") for i, v in enumerate(value)])
+            if isinstance(value, dict) and any(is_array(v) for v in value.values()):
+                return {k: convert(v, f"{name}[{k!r}]") for k, v in value.items()}
+            if isinstance(value, np.generic):
+                return value.item()
+            return value
+
+        inputs = [convert(value, name) for value, name in zip(args, names, strict=True)]
+        keywords = {k: convert(v, k) for k, v in kwargs.items()}
+        cores = [Core(launch, i) for i in range(kernel.lnc)]
+        results = run_cores(cores, kernel.func, inputs, keywords)
+        trace.instructions.sort(key=lambda i: i.index)
+        arguments = list(seen.values())
+        output = _collect(results[0], arguments, cores[0], torch_result)
+        for argument in arguments:
+            argument.finish()
+        return output
+
+
+def _names(function: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
+    """Parameter names for positional arguments, for messages and the trace."""
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        parameters = []
+    return [parameters[i] if i < len(parameters) else f"arg{i}" for i in range(len(args))]
+
+
+def _collect(result: Any, arguments: list[Argument], core: Core, as_torch: bool) -> Any:
+    """What the kernel returned, as the caller's kind of arrays."""
+    if isinstance(result, NkiTensor):
+        if result.buffer not in HBM:
+            rules.broken(rules.KERNEL_OUTPUT, "returned tensor", result.buffer.value)
+        for argument in arguments:
+            whole = result.storage is argument.tensor.storage and result.covers_storage()
+            if whole and tuple(result.shape) == tuple(argument.original.shape):
+                return argument.original
+        if result.buffer is PRIVATE_HBM and not result.storage.info.argument:
+            core.note("private-output", "a kernel's outputs must be nl.shared_hbm since NKI 0.3.0")
+        state = core.states_of(result)
+        if (state == NEVER) if isinstance(state, int) else not state.all():
+            core.note("unwritten-output", f"returned {result.access!r} has elements nothing wrote")
+        return to_torch(result) if as_torch else to_numpy(result)
+    if isinstance(result, (tuple, list)):
+        return type(result)(_collect(r, arguments, core, as_torch) for r in result)
+    if isinstance(result, dict):
+        return {k: _collect(r, arguments, core, as_torch) for k, r in result.items()}
+    return result
+
+
+def simulate(kernel: Any) -> Simulation:
+    """A callable that runs ``kernel`` on the CPU; arrays in, the same kind of arrays out."""
+    return Simulation(kernel)

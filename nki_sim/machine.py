@@ -1,0 +1,320 @@
+"""The running simulation: one ``Launch`` per kernel call, one ``Core`` per physical NeuronCore in
+it.
+
+Which core executes is a context variable, so that simulations in different threads never mix and
+nothing global changes. A core keeps the little state that crosses instructions (accumulators,
+random state) and writes the record.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nki_sim import rules
+from nki_sim.dtypes import DType
+from nki_sim.errors import AdviceWarning, SimulatorError, UnwrittenReadWarning
+from nki_sim.memory import (
+    HBM,
+    MATMUL,
+    NEVER,
+    PSUM,
+    READ_ONLY,
+    SBUF,
+    SHARED_HBM,
+    WRITTEN,
+    Allocation,
+    MemoryRegion,
+    Storage,
+)
+from nki_sim.targets import PARTITIONS, PSUM_BANK_BYTES, PSUM_PARTITION_BYTES, Target
+from nki_sim.trace import Finding, Instruction, NkiInstruction, Trace, kernel_frame, kernel_line
+
+if TYPE_CHECKING:
+    from nki_sim.tensor import NkiTensor
+
+_CORE: ContextVar[Core] = ContextVar("nki_sim_core")
+
+Operands = tuple[tuple[str, "NkiTensor"], ...]
+
+
+def current() -> Core:
+    """The core that is executing.
+
+    Raises:
+        SimulatorError: outside a kernel that is being simulated.
+    """
+    try:
+        return _CORE.get()
+    except LookupError:
+        raise SimulatorError(
+            "no kernel is running: nki.isa and nki.language work inside a kernel called through "
+            "nki.simulate(kernel)(...) or nki_sim.simulate(kernel)(...)"
+        ) from None
+
+
+def current_or_none() -> Core | None:
+    """The core that is executing, or None outside a simulation."""
+    return _CORE.get(None)
+
+
+class Launch:
+    """One kernel call: its target, its record, and what its cores share.
+
+    Attributes:
+        target: the generation simulated.
+        trace: the record being written.
+        lnc: physical cores in the launch.
+        exact_matmul: sum matmuls in a fixed order, so that a result never depends on the tile's
+            shape.
+    """
+
+    def __init__(self, target: Target, trace: Trace, lnc: int, exact_matmul: bool = False) -> None:
+        self.target = target
+        self.trace = trace
+        self.lnc = lnc
+        self.exact_matmul = exact_matmul
+        self.lock = threading.Lock()
+        self.indices = itertools.count()
+        self.shared: list[Storage] = []
+        self.placed: dict[tuple[int, MemoryRegion], np.ndarray] = {}
+        self.warned: set[tuple[str, str]] = set()
+        self.baton: Any = None
+        trace.target = target.generation
+        trace.cores = lnc
+
+    def allocation(self, *args: Any, **kwargs: Any) -> Allocation:
+        """Register an allocation under the next free number."""
+        with self.lock:
+            made = Allocation(len(self.trace.allocations), *args, **kwargs)
+            self.trace.allocations.append(made)
+        return made
+
+
+class Core:
+    """One NeuronCore of a launch.
+
+    Attributes:
+        id: its number in the launch, what ``nl.program_id(0)`` returns.
+        scalar_accumulator: ScalarE's reduce registers, float32 [128].
+        vector_accumulator: VectorE's accumulator, float32 [128], or None while it is undefined.
+        loops: identifiers of the dynamic loops being executed, outermost first.
+    """
+
+    def __init__(self, launch: Launch, id: int = 0) -> None:
+        self.launch = launch
+        self.id = id
+        self.target = launch.target
+        self.version = launch.target.version
+        self.trace = launch.trace
+        self.scalar_accumulator = np.zeros(PARTITIONS, np.float32)
+        self.vector_accumulator: np.ndarray | None = None
+        self.random: dict[str, Any] = {}
+        self.loops: tuple[int, ...] = ()
+        self.issued = 0
+        self._shared_seen = 0
+
+    # ------------------------------------------------------------------ memory
+
+    def allocate(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        space: MemoryRegion,
+        name: str = "",
+        address: tuple[int, int] | None = None,
+    ) -> Storage:
+        """A fresh tensor's storage; a shared HBM tensor is the same one on both cores."""
+        if space is SHARED_HBM and self.launch.lnc > 1:
+            return self._allocate_shared(shape, dtype, name)
+        if space is SBUF or space is PSUM:
+            self._check_on_chip(shape, dtype, space)
+            if address is not None:
+                return self._allocate_placed(shape, dtype, space, name, address)
+        elif address is not None:
+            rules.broken(
+                rules.TENSOR_ADDRESS, "address", address, f"{space.value} tensors take none"
+            )
+        return Storage(
+            self.launch.allocation(space, shape, dtype, name, core=self.id, born=self.issued)
+        )
+
+    def _check_on_chip(self, shape: tuple[int, ...], dtype: DType, space: MemoryRegion) -> None:
+        if shape[0] > PARTITIONS:
+            rules.broken(rules.TENSOR_PARTITIONS, "shape", shape)
+        nbytes = dtype.itemsize
+        for n in shape[1:]:
+            nbytes *= n
+        limit = (
+            PSUM_PARTITION_BYTES if space is PSUM else self.target.sbuf_usable_bytes_per_partition
+        )
+        if nbytes > limit:
+            rules.broken(
+                rules.TENSOR_CAPACITY,
+                "shape",
+                shape,
+                f"{nbytes} bytes per partition of {limit} in {space.value} of "
+                f"{self.target.generation}",
+            )
+
+    def _allocate_shared(self, shape: tuple[int, ...], dtype: DType, name: str) -> Storage:
+        """The k-th shared allocation of one core is the k-th of the other: both run the same
+        program."""
+        launch, k = self.launch, self._shared_seen
+        self._shared_seen += 1
+        if k < len(launch.shared):
+            storage = launch.shared[k]
+            if storage.info.shape != shape or storage.info.dtype is not dtype:
+                raise SimulatorError(
+                    f"{kernel_line()}: core {self.id} declares shared_hbm tensor {k} as {shape} "
+                    f"{dtype}, "
+                    f"another core as {storage.info.shape} {storage.info.dtype}; the cores of one "
+                    "launch "
+                    "run the same control flow (nki/get-started/about/lnc.rst)"
+                )
+            return storage
+        storage = Storage(
+            launch.allocation(SHARED_HBM, shape, dtype, name, core=self.id, born=self.issued)
+        )
+        launch.shared.append(storage)
+        return storage
+
+    def _allocate_placed(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        space: MemoryRegion,
+        name: str,
+        address: tuple[int, int],
+    ) -> Storage:
+        """A tensor at an explicit (partition, byte): its bytes are those of the memory itself."""
+        size = (
+            PSUM_PARTITION_BYTES if space is PSUM else self.target.sbuf_usable_bytes_per_partition
+        )
+        info = self.launch.allocation(
+            space, shape, dtype, name, core=self.id, born=self.issued, address=address
+        )
+        partition, byte = address
+        if not (partition >= 0 and partition + shape[0] <= PARTITIONS):
+            rules.broken(rules.TENSOR_ADDRESS, "address", address, f"{shape[0]} partitions")
+        if not (byte >= 0 and byte + info.partition_bytes <= size):
+            rules.broken(
+                rules.TENSOR_ADDRESS, "address", address, f"{info.partition_bytes} of {size} bytes"
+            )
+        if space is PSUM and byte % PSUM_BANK_BYTES:
+            rules.broken(rules.TENSOR_ADDRESS, "address", address)
+        key = (self.id, space)
+        memory = self.launch.placed.get(key)
+        if memory is None:
+            memory = self.launch.placed[key] = np.full(PARTITIONS * size, 0xFF, np.uint8)
+        storage = Storage(info, memory)
+        storage.pitch = size
+        storage.base = partition * size + byte
+        return storage
+
+    # ------------------------------------------------------------------ record
+
+    def issue(
+        self,
+        engine: str,
+        opcode: str,
+        writes: Operands,
+        reads: Operands,
+        free: int,
+        name: str | None = None,
+        attrs: dict[str, Any] | None = None,
+        state: int = WRITTEN,
+    ) -> NkiInstruction:
+        """Record one instruction and what it makes of its memories' state."""
+        frame = kernel_frame()
+        index = next(self.launch.indices)
+        self.issued = index + 1
+        for label, t in reads:
+            seen = t.storage.state
+            if seen.__class__ is not int or seen == NEVER:
+                self._note_unwritten(opcode, label, t, index)
+        record = Instruction(
+            index,
+            self.id,
+            engine,
+            opcode,
+            tuple([(label, t.access) for label, t in writes]),
+            tuple([(label, t.access) for label, t in reads]),
+            free,
+            attrs if attrs is not None else {},
+            name,
+            None if frame is None else frame.f_code,
+            0 if frame is None else frame.f_lasti,
+            self.loops,
+        )
+        self.trace.instructions.append(record)
+        for label, t in writes:
+            if t.storage.state.__class__ is not int or t.storage.state != state:
+                self._mark(t, state, label)
+        handle = object.__new__(NkiInstruction)
+        handle.handle = record
+        return handle
+
+    def _mark(self, t: NkiTensor, state: int, label: str) -> None:
+        storage = t.storage
+        if isinstance(storage.state, int) and storage.state == READ_ONLY:
+            raise SimulatorError(
+                f"{kernel_line()}: {label} writes to argument {storage.info.name!r}, whose array "
+                "is read-only"
+            )
+        if t.index is not None:
+            return  # the DMA engine marks the rows it reaches
+        if t.covers_storage():
+            storage.state = state
+            return
+        storage.ensure_state_array()
+        storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize)[...] = state
+
+    def _note_unwritten(self, opcode: str, label: str, t: NkiTensor, index: int) -> None:
+        storage = t.storage
+        if t.index is not None or storage.pitch != storage.info.partition_bytes:
+            return
+        if not isinstance(storage.state, int) and (
+            storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize).all()
+        ):
+            if storage.info.space is not PSUM and t.covers_storage():
+                storage.state = WRITTEN
+            return
+        self.note(
+            "unwritten-read",
+            f"{opcode} reads {label} = {t.access!r}, of which some or all elements were never "
+            "written",
+            index,
+            UnwrittenReadWarning,
+        )
+
+    def note(
+        self,
+        kind: str,
+        text: str,
+        index: int | None = None,
+        category: type[Warning] = AdviceWarning,
+    ) -> None:
+        """Keep a finding in the trace and warn once per kind and line."""
+        line = kernel_line()
+        self.trace.findings.append(
+            Finding(kind, text, self.issued if index is None else index, line)
+        )
+        if (kind, line) not in self.launch.warned:
+            self.launch.warned.add((kind, line))
+            warnings.warn(f"{line}: {text}", category, stacklevel=2)
+
+    def states_of(self, t: NkiTensor) -> int | np.ndarray:
+        """State of the elements of a view: one number where all agree, else an array."""
+        state = t.storage.state
+        if isinstance(state, int):
+            return state
+        return np.asarray(t.storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize))
+
+
+__all__ = ["HBM", "MATMUL", "Core", "Launch", "current", "current_or_none"]

@@ -1,0 +1,1 @@
+"""Tests of the static check of the NKI language."""
