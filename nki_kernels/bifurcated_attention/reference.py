@@ -1,0 +1,99 @@
+"""Bifurcated attention in torch: two products, one against the shared context and one against each
+sample's own suffix, joined as attention states. No copy of the context per sample is ever made.
+
+It is the oracle of the kernel, the path on CPU and CUDA, and the device form without NKI: static
+shapes, finite masks, no boolean indexing, nothing that reads a value on the host.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nki_kernels.attention_state.reference import State, finish, from_logits, merge
+from nki_kernels.bifurcated_attention.validate import Shape, validate
+
+
+def bifurcated_attention(
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    *,
+    scale: float,
+    return_state: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
+    arguments.
+
+    Computes in fp32, or in fp64 when the inputs are fp64. Equations 3 and 4 of arXiv 2403.08845,
+    with the joined softmax replaced by a merge of two states, which is algebraically the same.
+    """
+    shape = validate(q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale=scale)
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    heads = q.to(compute).view(shape.G, shape.r, shape.n, shape.g, shape.p, shape.d)
+
+    context = _context_state(shape, heads, k_ctx.to(compute), v_ctx.to(compute), context_len, scale)
+    suffix = _suffix_state(shape, heads, k_suf.to(compute), v_suf.to(compute), suffix_len, scale)
+    state = merge(context, suffix)
+
+    def per_head(x: torch.Tensor) -> torch.Tensor:  # [G, r, n, g, p, ...] -> [G, r, n, h, ...]
+        return x.flatten(3, 4).contiguous()
+
+    o = per_head(finish(state)).to(q.dtype)
+    if return_state:
+        return o, per_head(state.max), per_head(state.sum)
+    return o
+
+
+def _context_state(
+    shape: Shape,
+    heads: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+) -> State:
+    """All r·n·p rows of a (group, kv head) against one copy of its context: a matrix product."""
+    G, r, n, g, p, d = heads.shape
+    rows = heads.permute(0, 3, 1, 2, 4, 5).reshape(G, g, r * n * p, d)
+    keys = k_ctx.view(g, d, G, shape.S_ctx).permute(2, 0, 1, 3)  # [G, g, d, S_ctx]
+    values = v_ctx.view(g, G, shape.S_ctx, d).permute(1, 0, 2, 3)  # [G, g, S_ctx, d]
+    slots = torch.arange(shape.S_ctx, dtype=torch.int32, device=heads.device)
+    valid = slots < context_len.view(G, 1, 1, 1)
+
+    state = from_logits(rows @ keys * scale, valid, values)
+
+    def per_sample(x: torch.Tensor) -> torch.Tensor:  # [G, g, r·n·p, ...] -> [G, r, n, g, p, ...]
+        return x.unflatten(2, (r, n, p)).movedim(1, 3)
+
+    return State(per_sample(state.o), per_sample(state.max), per_sample(state.sum))
+
+
+def _suffix_state(
+    shape: Shape,
+    heads: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    suffix_len: torch.Tensor,
+    scale: float,
+) -> State:
+    """The n·p rows of each (sample, kv head) against its own tokens, causal among the last n."""
+    G, r, n, g, p, d = heads.shape
+    rows = heads.permute(0, 1, 3, 2, 4, 5).reshape(G, r, g, n * p, d)
+    keys = k_suf.view(g, G, r, shape.S_dec, d).permute(1, 2, 0, 4, 3)  # [G, r, g, d, S_dec]
+    values = v_suf.view(g, G, r, shape.S_dec, d).permute(1, 2, 0, 3, 4)  # [G, r, g, S_dec, d]
+    slots = torch.arange(shape.S_dec, dtype=torch.int32, device=heads.device)
+    later = torch.arange(n - 1, -1, -1, dtype=torch.int32, device=heads.device)  # tokens after t
+    visible = suffix_len.view(G, r, 1, 1, 1) - later.view(n, 1)  # [G, r, 1, n, 1]
+    valid = (slots < visible).unsqueeze(4)  # [G, r, 1, n, 1, S_dec]
+    valid = valid.expand(G, r, 1, n, p, shape.S_dec).flatten(3, 4)
+
+    state = from_logits(rows @ keys * scale, valid, values)
+
+    def per_sample(x: torch.Tensor) -> torch.Tensor:  # [G, r, g, n·p, ...] -> [G, r, n, g, p, ...]
+        return x.unflatten(3, (n, p)).movedim(2, 3)
+
+    return State(per_sample(state.o), per_sample(state.max), per_sample(state.sum))

@@ -1,0 +1,67 @@
+"""What flash attention accepts, checked before any work; every refusal names the argument."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from nki_kernels.errors import require
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""Element types of the operator. The reference alone also takes float64, as the oracle of tests."""
+
+MAX_D = 128
+"""The contraction of q·K runs over the 128 partitions of the tensor engine in one pass."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one call, read off its tensors."""
+
+    B: int
+    S: int
+    h: int
+    g: int
+    d: int
+
+    @property
+    def p(self) -> int:
+        """Query heads a kv head."""
+        return self.h // self.g
+
+
+def validate(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> Shape:
+    """Check shapes, dtypes, devices and `scale`.
+
+    Returns:
+        the sizes of the call.
+
+    Raises:
+        InputError: naming the argument, what it is and what it must be.
+    """
+    require(q.dim() == 4, f"q must be [B, S, h, d], got shape {tuple(q.shape)}")
+    B, S, h, d = q.shape
+    require(min(q.shape) >= 1, f"q must have no empty dimension, got shape {tuple(q.shape)}")
+    require(d <= MAX_D, f"q has head size d = {d}; at most {MAX_D} is supported")
+    require(k.dim() == 3, f"k must be [g, d, B·S], got shape {tuple(k.shape)}")
+    g = k.shape[0]
+    require(g >= 1 and h % g == 0, f"q has h = {h} heads, no multiple of k's g = {g}")
+    require(
+        tuple(k.shape) == (g, d, B * S),
+        f"k must be [g, d, B·S] = {(g, d, B * S)}, got shape {tuple(k.shape)}",
+    )
+    require(
+        tuple(v.shape) == (g, B * S, d),
+        f"v must be [g, B·S, d] = {(g, B * S, d)}, got shape {tuple(v.shape)}",
+    )
+    require(
+        q.dtype in (*DTYPES, torch.float64),
+        f"q has dtype {q.dtype}; float32 and bfloat16 are supported",
+    )
+    for name, tensor in (("k", k), ("v", v)):
+        require(tensor.dtype == q.dtype, f"{name} has dtype {tensor.dtype}, q has {q.dtype}")
+        require(tensor.device == q.device, f"{name} is on {tensor.device}, q is on {q.device}")
+    require(math.isfinite(scale) and scale > 0, f"scale must be finite and > 0, got {scale}")
+    return Shape(B=B, S=S, h=h, g=g, d=d)

@@ -1,0 +1,29 @@
+"""Loading a kernel binds `nki`, nothing before does. Then it runs on the simulator or a core."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def load(module: str, name: str) -> Callable[..., Any]:
+    """The kernel `name` of `module`, with `nki` bound: the SDK's where installed, else ours."""
+    from nki_sim import binding
+
+    binding.bind()
+    kernel: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return kernel
+
+
+def simulate(kernel: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
+    """Run `kernel` on our simulator, as a core of generation `target`; also beside the SDK."""
+    import nki_sim
+
+    return nki_sim.simulate(kernel, target=target)(*args, **kwargs)
+
+
+def on_device(kernel: Callable[..., Any], *args: Any, lnc: int = 1, **kwargs: Any) -> Any:
+    """Run `kernel` on a Neuron device, as `lnc` physical cores (an int, as AWS's LNC page says)."""
+    launched = kernel[lnc] if lnc > 1 else kernel  # type: ignore[index]
+    return launched(*args, **kwargs)

@@ -1,0 +1,356 @@
+"""The kernels as torch operators, and the one place that decides what runs where.
+
+Each operator is one node to `torch.export` and `torch.compile` (namespace `bifork`, with fake
+implementations). The functions here check shapes, then call the operator; the operator picks the
+path:
+
+    device   kernels="auto"        "nki"                     "torch"
+    cpu      torch reference       NKI kernel on nki_sim     torch reference
+    cuda     torch reference       refused                   torch reference
+    xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+
+from nki_kernels import launch
+from nki_kernels.bifurcated_attention import reference as bifurcated_reference
+from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
+from nki_kernels.bifurcated_attention import validate as bifurcated_validate
+from nki_kernels.errors import InputError, require
+from nki_kernels.flash_attention import reference as flash_reference
+from nki_kernels.flash_attention import tuning as flash_tuning
+from nki_kernels.flash_attention import validate as flash_validate
+
+KERNELS = ("auto", "nki", "torch")
+TARGETS = ("trn1", "inf2", "trn2", "trn3")
+
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""o, max and sum, as `return_state=True` returns them."""
+
+
+@overload
+def bifurcated_attention(
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    *,
+    scale: float,
+    return_state: Literal[False] = ...,
+    kernels: str = ...,
+    target: str = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def bifurcated_attention(
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    *,
+    scale: float,
+    return_state: Literal[True],
+    kernels: str = ...,
+    target: str = ...,
+) -> State: ...
+
+
+def bifurcated_attention(
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    *,
+    scale: float,
+    return_state: bool = False,
+    kernels: str = "auto",
+    target: str = "trn1",
+) -> torch.Tensor | State:
+    """Decode attention of r samples of each of G prompts; reads each prompt's keys and values once.
+
+    Equations 3 and 4 of "Bifurcated Attention" (Athiwaratkun et al., ICML 2024, arXiv 2403.08845).
+    At shape (G = b, r = 1), each group holding its own copy of the prompt, it is ordinary decoding.
+
+    Args:
+        q: [G, r, n, h, d]: n query tokens of r samples of G prompts. float32 or bfloat16, d <= 128.
+        k_ctx: [g, d, G·S_ctx]: context keys, transposed. Group j holds slots
+            j·S_ctx .. j·S_ctx + context_len[j]. g divides h; query head i reads kv head i // (h /
+            g).
+        v_ctx: [g, G·S_ctx, d]: context values.
+        k_suf: [g, G·r·S_dec, d]: keys of the samples' own tokens. Sample (j, i) holds rows
+            (j·r + i)·S_dec .. + suffix_len[j, i], the n tokens of this step last.
+        v_suf: [g, G·r·S_dec, d]: their values.
+        context_len: int32 [G], 0..S_ctx.
+        suffix_len: int32 [G, r], 0..S_dec. Query token t sees suffix rows below
+            suffix_len - (n - 1 - t), and the whole context.
+        scale: factor of the logits, usually d ** -0.5.
+        return_state: also return the softmax's max and sum, to `merge` with other keys.
+        kernels: "auto", "nki" or "torch"; the table above says what runs.
+        target: core generation that the simulator models when kernels="nki" on CPU.
+
+    Returns:
+        o [G, r, n, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32
+        [G, r, n, h] of the scaled logits. A row that sees no key has o = 0, sum = 0, max = MASK.
+        Slots outside the lengths may hold anything finite: they change no bit.
+
+    Raises:
+        InputError: a shape, dtype, device, option, or (on CPU) a length outside what is accepted.
+    """
+    bifurcated_validate.validate(
+        q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale=scale
+    )
+    _check_path(q, kernels, target)
+    op = torch.ops.bifork.bifurcated_attention
+    if return_state:
+        op = torch.ops.bifork.bifurcated_attention_state
+    result: torch.Tensor | State = op(
+        q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale, kernels, target
+    )
+    return result
+
+
+@overload
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    return_state: Literal[False] = ...,
+    kernels: str = ...,
+    target: str = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    return_state: Literal[True],
+    kernels: str = ...,
+    target: str = ...,
+) -> State: ...
+
+
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    return_state: bool = False,
+    kernels: str = "auto",
+    target: str = "trn1",
+) -> torch.Tensor | State:
+    """Causal attention of B packed prompts of S positions each, for prefill.
+
+    Args:
+        q: [B, S, h, d]. float32 or bfloat16, d <= 128.
+        k: [g, d, B·S]: keys, transposed as the context cache stores them; g divides h.
+        v: [g, B·S, d].
+        scale: factor of the logits, usually d ** -0.5.
+        return_state: also return the softmax's max and sum.
+        kernels, target: as in `bifurcated_attention`.
+
+    Returns:
+        o [B, S, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32 [B, S,
+        h].
+
+    Raises:
+        InputError: a shape, dtype, device or option outside what is accepted.
+    """
+    flash_validate.validate(q, k, v, scale=scale)
+    _check_path(q, kernels, target)
+    op = torch.ops.bifork.flash_attention
+    if return_state:
+        op = torch.ops.bifork.flash_attention_state
+    result: torch.Tensor | State = op(q, k, v, scale, kernels, target)
+    return result
+
+
+# --- which path
+
+
+def _check_path(q: torch.Tensor, kernels: str, target: str) -> None:
+    require(kernels in KERNELS, f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
+    require(target in TARGETS, f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if kernels == "nki":
+        require(
+            q.device.type != "cuda",
+            "kernels='nki' runs on Neuron devices and on the simulator (device cpu), not on cuda;"
+            " use 'auto' or 'torch'",
+        )
+        require(
+            q.dtype != torch.float64,
+            "q has dtype torch.float64, which no NeuronCore computes in; use kernels='torch'",
+        )
+
+
+def _runs_reference(device: torch.device, kernels: str) -> bool:
+    if kernels == "torch":
+        return True
+    if kernels == "nki":
+        return False
+    if device.type in ("cpu", "cuda"):
+        return True
+    if device.type == "xla":
+        return False
+    raise InputError(f"q is on device {device}; cpu, cuda and xla (Neuron) are supported")
+
+
+def _run_kernel(
+    device: torch.device,
+    target: str,
+    module: str,
+    name: str,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """Run a kernel where its tensors are: on the simulator for host tensors, else on the device."""
+    kernel = launch.load(module, name)
+    dense = tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
+    if device.type == "cpu":
+        return launch.simulate(kernel, target, *dense, **options)
+    return launch.on_device(kernel, *dense, **options)
+
+
+# --- bifurcated attention
+
+
+def _bifurcated(
+    return_state: bool,
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    scale: float,
+    kernels: str,
+    target: str,
+) -> Any:
+    tensors = (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
+    shape = bifurcated_validate.validate(*tensors, scale=scale)
+    if q.device.type == "cpu":
+        bifurcated_validate.validate_lengths(shape, context_len, suffix_len)
+    if _runs_reference(q.device, kernels):
+        return bifurcated_reference.bifurcated_attention(
+            *tensors, scale=scale, return_state=return_state
+        )
+    plan = bifurcated_tuning.schedule(shape, q.element_size())
+    return _run_kernel(
+        q.device,
+        target,
+        "nki_kernels.bifurcated_attention.kernel",
+        "bifurcated_attention_kernel",
+        (*tensors, float(scale)),
+        {
+            "return_state": return_state,
+            "heads_per_pass": plan.heads_per_pass,
+            "tiles_per_pass": plan.tiles_per_pass,
+        },
+    )
+
+
+_BIFURCATED_ARGS = (
+    "(Tensor q, Tensor k_ctx, Tensor v_ctx, Tensor k_suf, Tensor v_suf, Tensor context_len,"
+    " Tensor suffix_len, float scale, str kernels, str target)"
+)
+
+
+@torch.library.custom_op(
+    "bifork::bifurcated_attention", mutates_args=(), schema=f"{_BIFURCATED_ARGS} -> Tensor"
+)
+def _bifurcated_op(*args: Any) -> Any:
+    return _bifurcated(False, *args)
+
+
+@torch.library.custom_op(
+    "bifork::bifurcated_attention_state",
+    mutates_args=(),
+    schema=f"{_BIFURCATED_ARGS} -> (Tensor, Tensor, Tensor)",
+)
+def _bifurcated_state_op(*args: Any) -> Any:
+    return _bifurcated(True, *args)
+
+
+# --- flash attention
+
+
+def _flash(
+    return_state: bool,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    kernels: str,
+    target: str,
+) -> Any:
+    shape = flash_validate.validate(q, k, v, scale=scale)
+    if _runs_reference(q.device, kernels):
+        return flash_reference.flash_attention(q, k, v, scale=scale, return_state=return_state)
+    plan = flash_tuning.schedule(shape, q.element_size())
+    return _run_kernel(
+        q.device,
+        target,
+        "nki_kernels.flash_attention.kernel",
+        "flash_attention_kernel",
+        (q, k, v, float(scale)),
+        {"return_state": return_state, "query_tiles": plan.query_tiles},
+    )
+
+
+_FLASH_ARGS = "(Tensor q, Tensor k, Tensor v, float scale, str kernels, str target)"
+
+
+@torch.library.custom_op(
+    "bifork::flash_attention", mutates_args=(), schema=f"{_FLASH_ARGS} -> Tensor"
+)
+def _flash_op(*args: Any) -> Any:
+    return _flash(False, *args)
+
+
+@torch.library.custom_op(
+    "bifork::flash_attention_state",
+    mutates_args=(),
+    schema=f"{_FLASH_ARGS} -> (Tensor, Tensor, Tensor)",
+)
+def _flash_state_op(*args: Any) -> Any:
+    return _flash(True, *args)
+
+
+# --- fake implementations: shapes and dtypes only
+
+
+def _fake(q: torch.Tensor, *args: Any) -> torch.Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def _fake_state(q: torch.Tensor, *args: Any) -> State:
+    statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = torch.empty(q.shape[:-1], dtype=statistic, device=q.device)
+    return _fake(q), rows, torch.empty_like(rows)
+
+
+for _op in (_bifurcated_op, _flash_op):
+    _op.register_fake(_fake)
+for _op in (_bifurcated_state_op, _flash_state_op):
+    _op.register_fake(_fake_state)

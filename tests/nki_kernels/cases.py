@@ -1,0 +1,265 @@
+"""The shapes that references and kernels are both held to, and an oracle that shares no code with
+either.
+
+Buffers are larger than what lives in them, and every dead slot holds ±1e4: finite, so that it must
+not change one bit, and large, so that a stray one is seen at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+M_C = (1, 127, 128, 129, 1000, 2048)
+M_D = (1, 5, 64, 130)
+B = (1, 3, 16, 130)
+HEADS = ((8, 8), (8, 2), (4, 1))
+D = (64, 80, 128)
+DTYPES = ("float32", "bfloat16")
+
+POISON = 1.0e4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of bifurcated attention: G prompts of up to m_c tokens, b samples of up to m_d."""
+
+    m_c: int
+    m_d: int
+    b: int
+    h: int
+    g: int
+    d: int
+    dtype: str = "float32"
+    G: int = 1
+    n: int = 1
+    gap: int = 3  # dead slots behind each buffer's longest content
+    logit_scale: float = 1.0
+    empty: str = ""  # "context", "suffix", "both": rows of that kind in the first group
+    seed: int = 0
+
+    def __str__(self) -> str:
+        name = f"c{self.m_c}-d{self.m_d}-b{self.b}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+        extra = f"-G{self.G}" * (self.G > 1) + f"-n{self.n}" * (self.n > 1)
+        return name + extra + (f"-no-{self.empty}" if self.empty else "")
+
+    @property
+    def work(self) -> int:
+        """Rough count of kernel instructions, to tell slow cases."""
+        p = self.h // self.g
+        tiles = -(-self.b * self.n * p // 128)
+        context = -(-self.m_c // 512) * tiles
+        suffix = -(-self.b * self.m_d // 512)
+        return self.G * self.g * 20 * (context + suffix)
+
+
+@dataclass(frozen=True)
+class FlashCase:
+    """One call of flash attention."""
+
+    B: int
+    S: int
+    h: int
+    g: int
+    d: int
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"B{self.B}-S{self.S}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+
+    @property
+    def work(self) -> int:
+        """Rough count of kernel instructions, to tell slow cases."""
+        tiles = -(-self.S // 128)
+        return self.B * self.h * sum(15 * -(-(i + 1) // 4) for i in range(tiles))
+
+
+def cross() -> list[Case]:
+    """Every combination of the sizes that the kernels must hold on."""
+    return [
+        Case(m_c, m_d, b, h, g, d, dtype)
+        for m_c, m_d, b, (h, g), d, dtype in itertools.product(M_C, M_D, B, HEADS, D, DTYPES)
+    ]
+
+
+def pairwise() -> list[Case]:
+    """A small set in which every two sizes of different kinds meet at least once (greedy cover)."""
+    axes: Sequence[Sequence[Any]] = (M_C, M_D, B, HEADS, D, DTYPES)
+    missing = {
+        (i, x, j, y)
+        for i, j in itertools.combinations(range(len(axes)), 2)
+        for x, y in itertools.product(axes[i], axes[j])
+    }
+    chosen = []
+    rows = list(itertools.product(*axes))
+    while missing:
+        best = max(rows, key=lambda row: len(_pairs(row) & missing))
+        missing -= _pairs(best)
+        m_c, m_d, b, (h, g), d, dtype = best
+        chosen.append(Case(m_c, m_d, b, h, g, d, dtype))
+    return chosen
+
+
+def _pairs(row: Sequence[Any]) -> set[tuple[Any, ...]]:
+    return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
+
+
+_SMALL = Case(m_c=37, m_d=9, b=3, h=4, g=2, d=16)
+FEATURES = [
+    replace(_SMALL, G=3),
+    replace(_SMALL, G=2, n=3, dtype="bfloat16"),
+    replace(_SMALL, G=4, b=1),  # ordinary decoding: a group a sample
+    replace(_SMALL, n=4, b=5, m_d=70),
+    replace(_SMALL, gap=0, m_c=128, m_d=32, b=4),  # buffers exactly full
+    replace(
+        _SMALL, h=6, g=1, n=5, b=7, m_c=600, m_d=90
+    ),  # tiles of 4 samples, blocks across samples
+    replace(_SMALL, h=40, g=1, n=4, b=2),  # n·p > 128: a sample spans row tiles
+    replace(_SMALL, h=130, g=1, n=2, b=2),  # p > 128: a token spans row tiles
+    replace(_SMALL, G=2, empty="suffix"),
+    replace(_SMALL, G=2, empty="context"),
+    replace(_SMALL, G=2, n=2, empty="both"),
+    replace(_SMALL, m_c=1, m_d=1, b=1, h=1, g=1, d=1),
+    replace(_SMALL, m_c=700, logit_scale=30.0),  # sharp softmax: maxima move between blocks
+    replace(_SMALL, m_c=513, b=140, m_d=2, dtype="bfloat16"),  # one key in the last block
+]
+
+FLASH = [
+    FlashCase(1, 1, 1, 1, 1),
+    FlashCase(1, 5, 4, 2, 16),
+    FlashCase(2, 127, 4, 2, 64, "bfloat16"),
+    FlashCase(1, 128, 4, 4, 80),
+    FlashCase(3, 129, 2, 1, 128),
+    FlashCase(1, 350, 4, 2, 64),
+    FlashCase(1, 513, 3, 1, 64, "bfloat16"),
+    FlashCase(1, 640, 2, 2, 128),
+    FlashCase(1, 1000, 8, 2, 64, "bfloat16"),
+    FlashCase(1, 2300, 2, 1, 80),  # two passes of queries
+]
+
+
+def make(case: Case, poison: float = POISON) -> dict[str, Any]:
+    """Tensors and scale of a case, by argument name; dead slots hold ±`poison`, at random."""
+    rng = np.random.default_rng(case.seed)
+    G, r, n, h, g, d = case.G, case.b, case.n, case.h, case.g, case.d
+    S_ctx, S_dec = case.m_c + case.gap, max(case.m_d, n) + case.gap
+    context_len = rng.integers(1, case.m_c + 1, G)
+    context_len[-1] = case.m_c
+    suffix_len = rng.integers(min(n, case.m_d), case.m_d + 1, (G, r))
+    suffix_len[-1, -1] = case.m_d
+    if case.empty in ("context", "both"):
+        context_len[0] = 0
+    if case.empty in ("suffix", "both"):
+        suffix_len[0, ::2] = 0
+
+    signs = np.random.default_rng(case.seed + 1)
+
+    def buffer(live: np.ndarray, slots_first: bool) -> torch.Tensor:
+        # live: bool [slots]; K and V of dead slots are poison.
+        values = rng.standard_normal((g, len(live), d))
+        dead = poison * signs.choice([-1.0, 1.0], values.shape)
+        values = np.where(live[None, :, None], values, dead)
+        return _tensor(values if slots_first else values.transpose(0, 2, 1), case.dtype)
+
+    context_live = (np.arange(S_ctx) < context_len[:, None]).reshape(-1)
+    suffix_live = (np.arange(S_dec) < suffix_len[..., None]).reshape(-1)
+    return {
+        "q": _tensor(rng.standard_normal((G, r, n, h, d)) * case.logit_scale, case.dtype),
+        "k_ctx": buffer(context_live, False),
+        "v_ctx": buffer(context_live, True),
+        "k_suf": buffer(suffix_live, True),
+        "v_suf": buffer(suffix_live, True),
+        "context_len": torch.tensor(context_len, dtype=torch.int32),
+        "suffix_len": torch.tensor(suffix_len, dtype=torch.int32),
+        "scale": d**-0.5,
+    }
+
+
+def make_flash(case: FlashCase) -> dict[str, Any]:
+    """Tensors and scale of a case, by argument name."""
+    rng = np.random.default_rng(case.seed)
+    slots = case.B * case.S
+    return {
+        "q": _tensor(rng.standard_normal((case.B, case.S, case.h, case.d)), case.dtype),
+        "k": _tensor(rng.standard_normal((case.g, case.d, slots)), case.dtype),
+        "v": _tensor(rng.standard_normal((case.g, slots, case.d)), case.dtype),
+        "scale": case.d**-0.5,
+    }
+
+
+def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(o, max, sum) in fp64 NumPy: per sample, one softmax over its context and suffix joined."""
+    q, k_ctx, v_ctx = (_double(arguments[name]) for name in ("q", "k_ctx", "v_ctx"))
+    k_suf, v_suf = (_double(arguments[name]) for name in ("k_suf", "v_suf"))
+    context_len = arguments["context_len"].numpy()
+    suffix_len = arguments["suffix_len"].numpy()
+    G, r, n, h, _ = q.shape
+    p = h // k_ctx.shape[0]
+    S_ctx, S_dec = k_ctx.shape[2] // G, k_suf.shape[1] // (G * r)
+    o, top, total = np.zeros_like(q), np.full(q.shape[:-1], -3.0e38), np.zeros(q.shape[:-1])
+    for j, i, t in itertools.product(range(G), range(r), range(n)):
+        c = slice(j * S_ctx, j * S_ctx + context_len[j])
+        first = (j * r + i) * S_dec
+        s = slice(first, first + max(0, suffix_len[j, i] - (n - 1 - t)))
+        keys = np.concatenate([k_ctx[:, :, c].transpose(0, 2, 1), k_suf[:, s]], axis=1)
+        values = np.concatenate([v_ctx[:, c], v_suf[:, s]], axis=1)
+        if keys.shape[1] == 0:
+            continue
+        rows = q[j, i, t].reshape(-1, p, q.shape[-1])  # [g, p, d]
+        logits = (rows @ keys.transpose(0, 2, 1) * arguments["scale"]).reshape(h, -1)
+        top[j, i, t] = logits.max(-1)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        total[j, i, t] = weights.sum(-1)
+        mixed = weights.reshape(-1, p, keys.shape[1]) @ values
+        o[j, i, t] = mixed.reshape(h, -1) / total[j, i, t][:, None]
+    return o, top, total
+
+
+def flash_oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(o, max, sum) in fp64 NumPy, query by query."""
+    q, k, v = (_double(arguments[name]) for name in ("q", "k", "v"))
+    B, S, h, _ = q.shape
+    g = k.shape[0]
+    p = h // g
+    o, top, total = np.zeros_like(q), np.zeros(q.shape[:-1]), np.zeros(q.shape[:-1])
+    for prompt, kv in itertools.product(range(B), range(g)):
+        own = slice(prompt * S, (prompt + 1) * S)
+        for head in range(kv * p, (kv + 1) * p):
+            logits = q[prompt, :, head] @ k[kv][:, own] * arguments["scale"]
+            logits[np.triu_indices(S, 1)] = -np.inf
+            top[prompt, :, head] = logits.max(-1)
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            total[prompt, :, head] = weights.sum(-1)
+            o[prompt, :, head] = weights @ v[kv, own] / weights.sum(-1, keepdims=True)
+    return o, top, total
+
+
+def tolerance(expected: np.ndarray, dtype: str) -> float:
+    """The largest error allowed: 1e-5 of the largest output in fp32, two ulp of it in bf16."""
+    largest = float(np.abs(expected).max())
+    if dtype == "float32":
+        return 1e-5 * largest
+    return 2 * 2.0 ** (np.floor(np.log2(max(largest, 1e-30))) - 7)
+
+
+def error(actual: torch.Tensor, expected: np.ndarray) -> float:
+    """The largest absolute difference; NaN counts as infinite."""
+    difference = np.abs(_double(actual) - expected)
+    return float(np.where(np.isnan(difference), np.inf, difference).max())
+
+
+def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
+    return torch.tensor(values, dtype=getattr(torch, dtype)).contiguous()
+
+
+def _double(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).astype(np.float64)
+    return tensor.numpy().astype(np.float64)

@@ -1,0 +1,43 @@
+"""The kernels stay inside the part of the language that every NKI version accepts."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import nki_kernels
+from nki_sim.language_check import VERSIONS, check_file
+
+pytestmark = pytest.mark.null
+
+PACKAGE = Path(nki_kernels.__file__).parent
+KERNELS = sorted(PACKAGE.glob("*/kernel.py"))
+LAUNCHED = [path for path in KERNELS if path.parent.name != "attention_state"]
+ALLOWED = ("nki", "nki.isa", "nki.language", "__future__")
+
+
+@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: path.parent.name)
+def test_accepted_by_every_version(path: Path) -> None:
+    """NKI 0.2 to 0.7, the shared pieces that the kernel calls included."""
+    shared = {"nki_kernels.attention_state.kernel": PACKAGE / "attention_state" / "kernel.py"}
+    assert check_file(str(path), None, list(VERSIONS), shared) == []
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.parent.name)
+def test_a_kernel_can_be_copied_out(path: Path) -> None:
+    """It imports `nki`, and pieces of this package that import nothing but `nki`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert all(name.name in ALLOWED for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = str(node.module)
+            assert module in ALLOWED or (
+                module.startswith("nki_kernels.") and module.endswith(".kernel")
+            )
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.parent.name)
+def test_readable_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
