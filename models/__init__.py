@@ -1,0 +1,1 @@
+"""What answers a prompt: networks, their checkpoints and caches, sampling, and models that ship."""

@@ -1,0 +1,145 @@
+"""Keys and values: the context once per group, the suffix per sample, one way to write them.
+
+    k_ctx [g, d, G*S_ctx]      K of the context, transposed as the attention kernel reads it
+    v_ctx [g, G*S_ctx, d]
+    k_suf [g, G*r*S_dec, d]    row-major, so that the write of a step is contiguous
+    v_suf [g, G*r*S_dec, d]
+
+Group j holds its context in slots [j*S_ctx, (j+1)*S_ctx); sample (j, i) its suffix in rows
+[(j*r+i)*S_dec, (j*r+i+1)*S_dec). Slots beyond the live length are never read, only multiplied by
+exact zeros, so they must be finite.
+
+Two worlds write them, through the same two functions below:
+
+* On a Neuron device, PyTorch/XLA and ModelBuilder alias registered, non-persistent buffers that
+  a graph rebinds out of place, and take the set of states from the first graph, so every graph
+  rebinds all four (AWS Neuron SDK, ModelBuilder v2 API reference, "In-place buffer updates").
+* Elsewhere writes are in place: a step moves its own tokens and not the whole cache. torch.export
+  and torch.compile turn such writes into the functional form themselves. (Rebinding would be lost
+  there: torch.export captures an assigned buffer of the root module only, silently.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nki_kernels.errors import InputError
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The shape of a decode graph: G groups, r samples a group, slots of context and of suffix.
+
+    (G=1, r=b) is bifurcated decoding of one prompt; (G=b, r=1) is ordinary decoding, where every
+    sample has its own copy of the prompt.
+    """
+
+    G: int
+    r: int
+    S_ctx: int
+    S_dec: int
+
+    def __post_init__(self) -> None:
+        """Refuses empty shapes."""
+        for name in ("G", "r", "S_ctx", "S_dec"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; a cache needs at least 1")
+
+    @property
+    def rows(self) -> int:
+        """Samples that fit."""
+        return self.G * self.r
+
+    @property
+    def context_slots(self) -> int:
+        """Context positions stored, G*S_ctx."""
+        return self.G * self.S_ctx
+
+    @property
+    def suffix_slots(self) -> int:
+        """Suffix positions stored, G*r*S_dec."""
+        return self.G * self.r * self.S_dec
+
+
+class KVCache(nn.Module):
+    """The keys and values of one layer; empty until `allocate`."""
+
+    k_ctx: Tensor
+    v_ctx: Tensor
+    k_suf: Tensor
+    v_suf: Tensor
+    names = ("k_ctx", "v_ctx", "k_suf", "v_suf")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.names:
+            self.register_buffer(name, None, persistent=False)
+
+    def allocate(
+        self, shape: CacheShape, g: int, d: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Makes the four buffers, zeroed; whatever was there before is released first."""
+        for name in self.names:
+            setattr(self, name, None)
+        m_c, m_d = shape.context_slots, shape.suffix_slots
+        self.k_ctx = torch.zeros(g, d, m_c, dtype=dtype, device=device)
+        self.v_ctx = torch.zeros(g, m_c, d, dtype=dtype, device=device)
+        self.k_suf = torch.zeros(g, m_d, d, dtype=dtype, device=device)
+        self.v_suf = torch.zeros(g, m_d, d, dtype=dtype, device=device)
+
+    def write_context(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Stores `k` [g, d, S] and `v` [g, S, d] in context slots `slots` i64[S]."""
+        self.k_ctx = write(self.k_ctx, 2, slots, k)
+        self.v_ctx = write(self.v_ctx, 1, slots, v)
+        self.k_suf = rebind(self.k_suf)
+        self.v_suf = rebind(self.v_suf)
+
+    def write_suffix(self, k: Tensor, v: Tensor, rows: Tensor) -> None:
+        """Stores `k` and `v` [g, G*r*n, d] in suffix rows `rows` i64[G*r*n]."""
+        self.k_suf = write(self.k_suf, 1, rows, k)
+        self.v_suf = write(self.v_suf, 1, rows, v)
+        self.k_ctx = rebind(self.k_ctx)
+        self.v_ctx = rebind(self.v_ctx)
+
+    def copy_context(self, S_ctx: int, source: int, targets: Sequence[int]) -> None:
+        """Copies the context of group `source` into the slots of groups `targets`."""
+        start = source * S_ctx
+        k, v = self.k_ctx[:, :, start : start + S_ctx], self.v_ctx[:, start : start + S_ctx]
+        for target in targets:
+            start = target * S_ctx
+            self.k_ctx[:, :, start : start + S_ctx] = k
+            self.v_ctx[:, start : start + S_ctx] = v
+
+    def nbytes(self) -> int:
+        """Bytes of the four buffers."""
+        return sum(getattr(self, name).nbytes for name in self.names)
+
+
+def write(buffer: Tensor, dim: int, at: Tensor, new: Tensor) -> Tensor:
+    """`buffer` with `new` at the indices `at` i64 of dimension `dim`; in place where it may be."""
+    if out_of_place(buffer):
+        return torch.index_copy(buffer, dim, at, new)
+    return buffer.index_copy_(dim, at, new)
+
+
+def rebind(buffer: Tensor) -> Tensor:
+    """`buffer` as it is; in a captured graph, as a state that the graph writes.
+
+    The first element of each head is written with itself: that costs g elements, whatever the
+    layout, needs no free slot, and changes nothing.
+    """
+    if not (out_of_place(buffer) or torch.compiler.is_exporting()):
+        return buffer
+    first = torch.zeros(1, dtype=torch.int64, device=buffer.device)
+    heads = buffer.flatten(1)  # [g, elements], the same memory
+    written = write(heads, 1, first, heads.index_select(1, first))
+    return written.view_as(buffer) if out_of_place(buffer) else buffer
+
+
+def out_of_place(buffer: Tensor) -> bool:
+    """Whether writes must make a new tensor."""
+    return buffer.device.type == "xla"

@@ -1,0 +1,138 @@
+"""The rules that a Neuron graph needs, checked on what torch.export captures."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.causal_lm import CacheShape, CausalLM, cache
+from tests.models import tiny
+from tests.models.tiny import int32
+
+pytestmark = pytest.mark.null
+
+SHAPE = CacheShape(G=2, r=3, S_ctx=8, S_dec=4)
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+CONTEXT_LEN = [5, 8]
+PREFILLS: list[Inputs] = [
+    (int32([[7, 3, 9, 1, 4, 0, 0, 0]]), int32(CONTEXT_LEN), int32([[0] * 3] * 2), int32([0])),
+    (int32([[2, 8, 6, 5, 5, 1, 3, 9]]), int32(CONTEXT_LEN), int32([[0] * 3] * 2), int32([1])),
+]
+DECODES: list[Inputs] = [
+    (
+        int32([[[3 + t], [5], [7]], [[11], [13 + t], [17]]]),
+        int32(CONTEXT_LEN),
+        int32([[t, t, 0], [t, 1, t]]),
+        int32([0]),
+    )
+    for t in (1, 2, 3)
+]
+
+
+@pytest.fixture
+def model() -> CausalLM:
+    network = tiny.model()
+    network.allocate(SHAPE)
+    return network
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, torch.export.ExportedProgram]:
+    model = tiny.model()
+    model.allocate(SHAPE)
+    inputs = {"prefill": PREFILLS[0], "decode": DECODES[0]}
+    return {
+        phase: torch.export.export(copy.deepcopy(model), example).run_decompositions({})
+        for phase, example in inputs.items()
+    }
+
+
+def test_graphs_equal_eager(
+    model: CausalLM, graphs: dict[str, torch.export.ExportedProgram]
+) -> None:
+    prefill, decode = graphs["prefill"].module(), graphs["decode"].module()
+    for inputs in PREFILLS:
+        torch.testing.assert_close(prefill(*inputs), model(*inputs), rtol=0, atol=1e-5)
+    written = dict(prefill.named_buffers())
+    for name, buffer in decode.named_buffers():
+        buffer.copy_(written[name])
+    for inputs in DECODES:
+        torch.testing.assert_close(decode(*inputs), model(*inputs), rtol=0, atol=1e-5)
+    eager = dict(model.named_buffers())
+    for name, buffer in decode.named_buffers():
+        torch.testing.assert_close(buffer, eager[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+class TestRules:
+    """ModelBuilder v2's rules for a traceable module."""
+
+    def test_every_state_is_rebound(self, graphs: dict, phase: str, model: CausalLM) -> None:
+        mutated = set(graphs[phase].graph_signature.buffers_to_mutate.values())
+        states = {name for name, _ in model.named_buffers() if ".cache." in name}
+        assert len(states) == 4 * tiny.CONFIG.layers
+        assert mutated == states
+
+    def test_states_are_no_part_of_a_checkpoint(
+        self, graphs: dict, phase: str, model: CausalLM
+    ) -> None:
+        assert not [name for name in model.state_dict() if "cache" in name or "rope" in name]
+
+    def test_no_write_in_place(self, graphs: dict, phase: str) -> None:
+        for name in operators(graphs[phase]):
+            assert not name.removesuffix(".default").endswith("_"), name
+
+    def test_inputs_are_int32_and_named_alike(self, graphs: dict, phase: str) -> None:
+        signature = graphs[phase].graph_signature
+        assert signature.user_inputs == ("tokens", "context_len", "suffix_len", "group")
+        for node in graphs[phase].graph.nodes:
+            if node.name in signature.user_inputs:
+                assert node.meta["val"].dtype == torch.int32
+
+    def test_attention_is_one_node_a_layer(self, graphs: dict, phase: str) -> None:
+        expected = {"prefill": "bifork.flash_attention", "decode": "bifork.bifurcated_attention"}
+        own = [name for name in operators(graphs[phase]) if name.startswith("bifork.")]
+        assert len(own) == tiny.CONFIG.layers
+        assert all(name.startswith(expected[phase]) for name in own)
+
+    def test_no_trigonometry_sort_or_loop(self, graphs: dict, phase: str) -> None:
+        forbidden = ("cos", "sin", "pow.Scalar", "sort", "topk", "while", "masked_fill")
+        for name in operators(graphs[phase]):
+            assert not name.startswith(tuple(f"aten.{word}" for word in forbidden)), name
+
+
+def operators(graph: torch.export.ExportedProgram) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_out_of_place_equals_in_place(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that Neuron's tracer needs, run eagerly: same values, every buffer a new one."""
+    other = copy.deepcopy(model)
+    monkeypatch.setattr(cache, "out_of_place", lambda buffer: True)
+    for inputs in (PREFILLS[0], DECODES[0]):
+        before = dict(other.named_buffers())
+        kept = {name: buffer.clone() for name, buffer in before.items()}
+        functional = other(*inputs)
+        with monkeypatch.context() as in_place:
+            in_place.setattr(cache, "out_of_place", lambda buffer: False)
+            assert torch.equal(model(*inputs), functional)
+        for name, buffer in other.named_buffers():
+            assert (buffer.data_ptr() != before[name].data_ptr()) == (".cache." in name), name
+            assert torch.equal(before[name], kept[name]), name
+            assert torch.equal(buffer, dict(model.named_buffers())[name]), name
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(model: CausalLM) -> None:
+    other = copy.deepcopy(model)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    before = [cache.k_suf.data_ptr() for cache in other.caches()]
+    with torch.no_grad():
+        for inputs in PREFILLS + DECODES:
+            torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=0, atol=1e-5)
+    # the cache was written where it lies, not copied
+    assert [cache.k_suf.data_ptr() for cache in other.caches()] == before
