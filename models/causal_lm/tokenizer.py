@@ -27,6 +27,7 @@ class GenerationDefaults:
     top_k: int | None = None
     top_p: float | None = None
     do_sample: bool | None = None
+    max_new_tokens: int | None = None
 
 
 class Tokenizer:
@@ -120,12 +121,12 @@ def load_generation_defaults(
         ("top_k", (int,)),
         ("top_p", (int, float)),
         ("do_sample", (bool,)),
+        ("max_new_tokens", (int,)),
     ):
         value = raw.get(name)
         if value is not None and (
             not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
         ):
             raise InputError(f"{path}: {name} is {value!r}; it must be a {kinds[-1].__name__}")
-    return GenerationDefaults(
-        eos, raw.get("temperature"), raw.get("top_k"), raw.get("top_p"), raw.get("do_sample")
-    )
+    names = ("temperature", "top_k", "top_p", "do_sample", "max_new_tokens")
+    return GenerationDefaults(eos, **{name: raw.get(name) for name in names})

@@ -1,0 +1,1 @@
+"""What users type; thin, over the packages."""

@@ -1,0 +1,154 @@
+"""`scripts/generate.py` as a user types it: promised tokens, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.causal_lm import Tokenizer, load
+from models.generation import Sampling, generate
+from models.pretrained import DEFAULT_MODEL, example_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def prompt() -> list[int]:
+    return Tokenizer.load(DEFAULT_MODEL).encode(example_prompt())
+
+
+def tokens(prompt: list[int], kernels: str, attention: Any, samples: int) -> list[list[int]]:
+    """Twelve tokens of each sample, enough to pass the first of several steps of an answer."""
+    model = load(DEFAULT_MODEL, dtype="float32", kernels=kernels)
+    made = generate(
+        model,
+        prompt,
+        samples=samples,
+        max_new_tokens=12,
+        sampling=Sampling(temperature=1.0, top_p=0.95),
+        seed=11,
+        attention=attention,
+    )
+    return [sample.tokens for sample in made.samples]
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [1, 7, 64])
+def test_same_seed_same_tokens_whatever_kernels_and_attention(
+    prompt: list[int], samples: int
+) -> None:
+    expected = tokens(prompt, "torch", "ordinary", samples)
+    assert len({tuple(each) for each in expected}) > samples // 2  # sampling, not greedy
+    for kernels in ("torch", "nki"):
+        assert tokens(prompt, kernels, "bifurcated", samples) == expected
+    if samples < 64:  # a copy of the prompt a sample: 64 of them take minutes to simulate
+        assert tokens(prompt, "nki", "ordinary", samples) == expected
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_command_prints_and_writes_ranked_answers(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = run("--device", "simulate", "-n", "4", "--seed", "3", "--json", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "kernels: nki, simulated trn1" in result.stdout
+    assert "the simulator's speed, not a NeuronCore's" in result.stdout
+    written = json.loads(out.read_text())
+    answers = written["answers"]
+    assert [a["rank"] for a in answers] == list(range(1, len(answers) + 1))
+    scores = [a["mean_logprob"] for a in answers]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(a["count"] for a in answers) == 4
+    assert all(isinstance(a["right"], bool) for a in answers)
+    bytes_ = written["kv_bytes"]
+    assert bytes_["ordinary"]["stored_live"] > 3 * bytes_["bifurcated"]["stored_live"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Copies of the default checkpoint, each with one thing wrong."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def copy(name: str, **config: object) -> Path:
+        target = folder / name
+        shutil.copytree(DEFAULT_MODEL, target)
+        path = target / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return target
+
+    truncated = copy("truncated")
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    no_json = copy("no_json")
+    (no_json / "config.json").write_text("{")
+    bare = copy("bare")
+    (bare / "model.safetensors").unlink()
+    yield {
+        "moved": copy("moved"),
+        "truncated": truncated,
+        "no_json": no_json,
+        "bare": bare,
+        "mamba": copy("mamba", architectures=["MambaForCausalLM"], model_type="mamba"),
+        "heads": copy("heads", num_key_value_heads=3),
+        "wide": copy("wide", head_dim=256),
+    }
+
+
+MISTAKES = [
+    (["--model", "no/such/folder", "--prompt", "x"], "there is no directory"),
+    (["--model", "{bare}", "--prompt", "x"], "neither model.safetensors nor"),
+    (["--model", "{no_json}", "--prompt", "x"], "not valid JSON"),
+    (["--model", "{truncated}", "--prompt", "x"], "not a whole safetensors file"),
+    (["--model", "{mamba}", "--prompt", "x"], "supported: LlamaForCausalLM"),
+    (["--model", "{heads}", "--prompt", "x"], "must be a multiple of num_key_value_heads"),
+    (["--model", "{wide}", "--prompt", "x"], "128"),
+    (["--prompt", "1 " * 2000], "max_position_embeddings"),
+    (["-n", "0"], "samples (n) is 0; it must be 1 or more"),
+    (["-n", "many"], "invalid int value: 'many'"),
+    (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+    (["--temperature", "-1"], "temperature is -1.0"),
+    (["--top-p", "0"], "top_p is 0.0"),
+    (["--dtype", "float16"], "supported: float32, bfloat16"),
+    (["--device", "neuron"], "needs AWS's torch-neuronx"),
+    (["--attention", "none"], "invalid choice: 'none'"),
+    (["--model", "{moved}"], "a prompt is needed"),
+    (["--chat"], "no chat template"),
+    (["--prompt-file", "no/such/file"], "No such file or directory"),
+    (["--json", "no/such/folder/out.json"], "there is no folder no/such/folder"),
+    (["--seed", "-1"], "seed is -1"),
+]
+
+
+@pytest.mark.null
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: list[str], said: str, damaged: dict[str, Path], tmp_path: Path
+) -> None:
+    result = run(*(each.format(**damaged) for each in arguments), cwd=tmp_path)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 2
+    assert len(lines) == 1 and lines[0].startswith("generate.py: error: "), result.stderr
+    assert said in lines[0]
+    assert not list(tmp_path.iterdir())
