@@ -8,6 +8,8 @@ path:
     cpu      torch reference       NKI kernel on nki_sim     torch reference
     cuda     torch reference       refused                   torch reference
     xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
+
+What the NKI kernels do not have yet (`window`, `softcap`, d > 128) is refused where they would run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, Literal, overload
 import torch
 
 from nki_kernels import launch
+from nki_kernels.attention_state.validate import validate_for_kernels
 from nki_kernels.bifurcated_attention import reference as bifurcated_reference
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention import validate as bifurcated_validate
@@ -43,6 +46,8 @@ def bifurcated_attention(
     suffix_len: torch.Tensor,
     *,
     scale: float,
+    window: int | None = ...,
+    softcap: float | None = ...,
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
@@ -60,6 +65,8 @@ def bifurcated_attention(
     suffix_len: torch.Tensor,
     *,
     scale: float,
+    window: int | None = ...,
+    softcap: float | None = ...,
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
@@ -76,6 +83,8 @@ def bifurcated_attention(
     suffix_len: torch.Tensor,
     *,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
@@ -86,7 +95,7 @@ def bifurcated_attention(
     At shape (G = b, r = 1), each group holding its own copy of the prompt, it is ordinary decoding.
 
     Args:
-        q: [G, r, n, h, d]: n query tokens of r samples of G prompts. float32 or bfloat16, d <= 128.
+        q: [G, r, n, h, d]: n query tokens of r samples of G prompts. float32 or bfloat16.
         k_ctx: [g, d, G·S_ctx]: context keys, transposed. Group j holds slots
             j·S_ctx .. j·S_ctx + context_len[j]. g divides h; query head i reads kv head i // (h /
             g).
@@ -98,6 +107,9 @@ def bifurcated_attention(
         suffix_len: int32 [G, r], 0..S_dec. Query token t sees suffix rows below
             suffix_len - (n - 1 - t), and the whole context.
         scale: factor of the logits, usually d ** -0.5.
+        window: how many positions a query sees, its own included; None is all of them. Context
+            slot s is position s, suffix row i of a sample of group j position context_len[j] + i.
+        softcap: c bends each scaled logit s to c·tanh(s / c); None does not.
         return_state: also return the softmax's max and sum, to `merge` with other keys.
         kernels: "auto", "nki" or "torch"; the table above says what runs.
         target: core generation that the simulator models when kernels="nki" on CPU.
@@ -111,14 +123,34 @@ def bifurcated_attention(
         InputError: a shape, dtype, device, option, or (on CPU) a length outside what is accepted.
     """
     bifurcated_validate.validate(
-        q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale=scale
+        q,
+        k_ctx,
+        v_ctx,
+        k_suf,
+        v_suf,
+        context_len,
+        suffix_len,
+        scale=scale,
+        window=window,
+        softcap=softcap,
     )
-    _check_path(q, kernels, target)
+    _check_path(q, kernels, target, window, softcap)
     op = torch.ops.bifork.bifurcated_attention
     if return_state:
         op = torch.ops.bifork.bifurcated_attention_state
     result: torch.Tensor | State = op(
-        q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale, kernels, target
+        q,
+        k_ctx,
+        v_ctx,
+        k_suf,
+        v_suf,
+        context_len,
+        suffix_len,
+        scale,
+        kernels,
+        target,
+        window,
+        softcap,
     )
     return result
 
@@ -130,6 +162,8 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    window: int | None = ...,
+    softcap: float | None = ...,
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
@@ -143,6 +177,8 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    window: int | None = ...,
+    softcap: float | None = ...,
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
@@ -155,6 +191,8 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
@@ -162,12 +200,12 @@ def flash_attention(
     """Causal attention of B packed prompts of S positions each, for prefill.
 
     Args:
-        q: [B, S, h, d]. float32 or bfloat16, d <= 128.
+        q: [B, S, h, d]. float32 or bfloat16.
         k: [g, d, B·S]: keys, transposed as the context cache stores them; g divides h.
         v: [g, B·S, d].
         scale: factor of the logits, usually d ** -0.5.
         return_state: also return the softmax's max and sum.
-        kernels, target: as in `bifurcated_attention`.
+        window, softcap, kernels, target: as in `bifurcated_attention`.
 
     Returns:
         o [B, S, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32 [B, S,
@@ -176,19 +214,21 @@ def flash_attention(
     Raises:
         InputError: a shape, dtype, device or option outside what is accepted.
     """
-    flash_validate.validate(q, k, v, scale=scale)
-    _check_path(q, kernels, target)
+    flash_validate.validate(q, k, v, scale=scale, window=window, softcap=softcap)
+    _check_path(q, kernels, target, window, softcap)
     op = torch.ops.bifork.flash_attention
     if return_state:
         op = torch.ops.bifork.flash_attention_state
-    result: torch.Tensor | State = op(q, k, v, scale, kernels, target)
+    result: torch.Tensor | State = op(q, k, v, scale, kernels, target, window, softcap)
     return result
 
 
 # --- which path
 
 
-def _check_path(q: torch.Tensor, kernels: str, target: str) -> None:
+def _check_path(
+    q: torch.Tensor, kernels: str, target: str, window: int | None, softcap: float | None
+) -> None:
     require(kernels in KERNELS, f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     require(target in TARGETS, f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if kernels == "nki":
@@ -201,6 +241,8 @@ def _check_path(q: torch.Tensor, kernels: str, target: str) -> None:
             q.dtype != torch.float64,
             "q has dtype torch.float64, which no NeuronCore computes in; use kernels='torch'",
         )
+    if kernels == "nki" or (kernels == "auto" and q.device.type == "xla"):
+        validate_for_kernels(q.shape[-1], window, softcap)
 
 
 def _runs_reference(device: torch.device, kernels: str) -> bool:
@@ -246,15 +288,19 @@ def _bifurcated(
     scale: float,
     kernels: str,
     target: str,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Any:
     tensors = (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
-    shape = bifurcated_validate.validate(*tensors, scale=scale)
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    shape = bifurcated_validate.validate(*tensors, **options)
     if q.device.type == "cpu":
         bifurcated_validate.validate_lengths(shape, context_len, suffix_len)
     if _runs_reference(q.device, kernels):
         return bifurcated_reference.bifurcated_attention(
-            *tensors, scale=scale, return_state=return_state
+            *tensors, **options, return_state=return_state
         )
+    validate_for_kernels(shape.d, window, softcap)
     plan = bifurcated_tuning.schedule(shape, q.element_size())
     return _run_kernel(
         q.device,
@@ -272,7 +318,8 @@ def _bifurcated(
 
 _BIFURCATED_ARGS = (
     "(Tensor q, Tensor k_ctx, Tensor v_ctx, Tensor k_suf, Tensor v_suf, Tensor context_len,"
-    " Tensor suffix_len, float scale, str kernels, str target)"
+    " Tensor suffix_len, float scale, str kernels, str target, int? window=None,"
+    " float? softcap=None)"
 )
 
 
@@ -303,10 +350,14 @@ def _flash(
     scale: float,
     kernels: str,
     target: str,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Any:
-    shape = flash_validate.validate(q, k, v, scale=scale)
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    shape = flash_validate.validate(q, k, v, **options)
     if _runs_reference(q.device, kernels):
-        return flash_reference.flash_attention(q, k, v, scale=scale, return_state=return_state)
+        return flash_reference.flash_attention(q, k, v, **options, return_state=return_state)
+    validate_for_kernels(shape.d, window, softcap)
     plan = flash_tuning.schedule(shape, q.element_size())
     return _run_kernel(
         q.device,
@@ -318,7 +369,10 @@ def _flash(
     )
 
 
-_FLASH_ARGS = "(Tensor q, Tensor k, Tensor v, float scale, str kernels, str target)"
+_FLASH_ARGS = (
+    "(Tensor q, Tensor k, Tensor v, float scale, str kernels, str target, int? window=None,"
+    " float? softcap=None)"
+)
 
 
 @torch.library.custom_op(

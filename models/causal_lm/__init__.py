@@ -1,4 +1,4 @@
-"""Llama-style networks: config, layers, caches and checkpoints.
+"""Llama-style networks: config, families, layers, caches and checkpoints.
 
 `find_checkpoint` turns a directory or hub id into a directory; `Tokenizer.load` and `load` read it.
 """

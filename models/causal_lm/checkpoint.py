@@ -12,15 +12,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.causal_lm.config import ModelConfig
+from models.causal_lm.families import FAMILIES
 from models.causal_lm.network import CausalLM
 from nki_kernels.errors import InputError
 
@@ -122,10 +123,9 @@ def load(
     torch_dtype = resolve_dtype(dtype, config)
     with _opened(weight_files(directory)) as stored:
         model = CausalLM(config, dtype=torch_dtype, device="meta", kernels=kernels, target=target)
-        names = _match(model, stored, directory)
         weights = {
-            ours: stored[theirs].read().to(device=device, dtype=torch_dtype, copy=True)
-            for ours, theirs in names.items()
+            ours: part.read().to(device=device, dtype=torch_dtype, copy=True)
+            for ours, part in _match(model, stored, directory).items()
         }
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -172,17 +172,22 @@ def weight_files(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in an open file, not read yet."""
+    """A tensor in an open file, or some of its rows, not read yet."""
 
     file: Any  # safetensors.safe_open
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    first: int = 0  # row
+
+    def rows(self, start: int, stop: int) -> _Stored:
+        """Rows `start` to `stop` of it."""
+        return replace(self, first=start, shape=(stop - start, *self.shape[1:]))
 
     def read(self) -> Tensor:
         try:
-            return self.file.get_tensor(self.name)
+            return self.file.get_tensor(self.name)[self.first : self.first + self.shape[0]]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.path}: tensor {self.name} cannot be read: {error}") from error
 
@@ -203,23 +208,22 @@ def _opened(files: list[Path]) -> Iterator[dict[str, _Stored]]:
     yield stored
 
 
-def _match(model: CausalLM, stored: Mapping[str, _Stored], directory: Path) -> dict[str, str]:
-    """Checks names, shapes, dtypes; returns the network's name of each tensor -> the stored one."""
-    expected = _expected(model)
+def _match(model: CausalLM, stored: Mapping[str, _Stored], directory: Path) -> dict[str, _Stored]:
+    """Checks names, shapes, dtypes; returns each of the network's weights as it is stored."""
+    wanted = _wanted(model)
     ignored = {name for name in stored if _COMPUTED.fullmatch(name)}
     if model.config.tie_word_embeddings:
         ignored.add("lm_head.weight")  # stored or not, the head is the embedding
-    names = {(f"model.{ours}" if ours != "lm_head.weight" else ours): ours for ours in expected}
-    missing = [name for name in names if name not in stored]
-    unexpected = [name for name in stored if name not in names and name not in ignored]
+    missing = [name for name in wanted if name not in stored]
+    unexpected = [name for name in stored if name not in wanted and name not in ignored]
     shapes = [
-        f"{name} {list(stored[name].shape)} instead of {list(expected[ours])}"
-        for name, ours in names.items()
-        if name in stored and stored[name].shape != expected[ours]
+        f"{name} {list(stored[name].shape)} instead of {list(_stacked(parts))}"
+        for name, parts in wanted.items()
+        if name in stored and stored[name].shape != _stacked(parts)
     ]
     dtypes = [
         f"{name} {stored[name].dtype}"
-        for name in names
+        for name in wanted
         if name in stored and stored[name].dtype not in _STORED_DTYPES
     ]
     kinds = {
@@ -231,12 +235,34 @@ def _match(model: CausalLM, stored: Mapping[str, _Stored], directory: Path) -> d
     problems = [f"{len(found)} {kind} ({_listed(found)})" for kind, found in kinds.items() if found]
     if problems:
         raise InputError(f"{directory}: the tensors do not fit config.json: " + "; ".join(problems))
-    return {ours: name for name, ours in names.items()}
+    found = {}
+    for name, parts in wanted.items():
+        start = 0
+        for ours, weight in parts.items():
+            found[ours] = stored[name].rows(start, start + weight.shape[0])
+            start += weight.shape[0]
+    return found
 
 
-def _expected(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _wanted(model: CausalLM) -> dict[str, dict[str, Tensor]]:
+    """Each tensor that the checkpoint must hold -> the weights whose rows it stacks, in order."""
+    family = FAMILIES[model.config.family]
+    order = {part: i for parts in family.fused.values() for i, part in enumerate(parts)}
+
+    def place(ours: str) -> int:
+        return max(order.get(part, 0) for part in ours.split("."))
+
     # named_parameters gives a tied weight once, under its first name.
-    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    weights = dict(model.named_parameters())
+    wanted: dict[str, dict[str, Tensor]] = {family.stored_name(ours): {} for ours in weights}
+    for ours in sorted(weights, key=place):
+        wanted[family.stored_name(ours)][ours] = weights[ours]
+    return wanted
+
+
+def _stacked(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
+    first, *rest = [tuple(weight.shape) for weight in parts.values()]
+    return (first[0] + sum(shape[0] for shape in rest), *first[1:])
 
 
 def _listed(names: list[str]) -> str:

@@ -2,8 +2,9 @@
 
 One module serves both phases through one tensor-only signature, branching on the rank of `tokens`,
 so that eager code, torch.export and AWS's ModelBuilder v2 see the same thing. Attention is the
-project's two operators; everything else is linear layers and norms. Parameter names are those of a
-Hugging Face Llama checkpoint without the leading `model.`.
+project's two operators; everything else is linear layers and norms. What differs between families
+of models is a field of the config, never a family's name; `families` maps parameter names to those
+of checkpoints.
 
 Shapes: G groups, r samples a group, n new tokens a sample, S prompt slots; h, g, d heads (see
 config).
@@ -11,8 +12,11 @@ config).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +26,7 @@ from models.causal_lm import rope
 from models.causal_lm.cache import CacheShape, KVCache
 from models.causal_lm.config import ModelConfig
 from nki_kernels import bifurcated_attention, flash_attention
-from nki_kernels.bifurcated_attention.validate import MAX_D
+from nki_kernels.attention_state.validate import validate_for_kernels
 from nki_kernels.errors import InputError
 
 
@@ -42,23 +46,36 @@ class Decode:
     suffix_len: Tensor  # i32[G, r], this step's n tokens included
 
 
-class RMSNorm(nn.Module):
-    """Root mean square norm over the last dimension, computed in fp32."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last dimension, computed in fp32.
+
+    With `norm_plus_one` the factor is 1 + weight and applied before rounding to the dtype of x.
+    """
+
+    def __init__(
+        self, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.plus_one = config.rms_norm_eps, config.norm_plus_one
         self.weight = nn.Parameter(torch.ones(size, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., size] normalised, in its own dtype."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.plus_one:
+            return (wide * (1.0 + self.weight.float())).to(x.dtype)
         return self.weight * wide.to(x.dtype)
 
 
 class MLP(nn.Module):
-    """The gated feed-forward layer, down(silu(gate(x)) * up(x))."""
+    """The gated feed-forward layer, down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -66,18 +83,60 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(narrow, wide, bias=bias, dtype=dtype, device=device)
         self.up_proj = nn.Linear(narrow, wide, bias=bias, dtype=dtype, device=device)
         self.down_proj = nn.Linear(wide, narrow, bias=bias, dtype=dtype, device=device)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., hidden] -> [..., hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """A mixture of feed-forward layers: each token takes those that its router scores highest.
+
+    Every expert works on every token and what was not chosen counts 0, so that shapes do not depend
+    on the tokens. Decoding a batch reads all experts' weights anyway; prefill computes
+    experts / experts_per_token times what it needs.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.chosen = config.experts_per_token
+        size, experts = config.hidden_size, config.experts
+        self.router = nn.Linear(size, experts, bias=False, dtype=dtype, device=device)
+        self.experts = nn.ModuleList(MLP(config, dtype, device) for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., hidden] -> [..., hidden]."""
+        scores = self.router(x).float().softmax(-1)
+        shares = choose_experts(scores, self.chosen).to(x.dtype).unsqueeze(-1)
+        parts = [expert(x) * shares[..., e, :] for e, expert in enumerate(self.experts)]
+        return functools.reduce(torch.add, parts)
+
+
+def choose_experts(scores: Tensor, chosen: int) -> Tensor:
+    """The share of each expert [..., experts]: the `chosen` highest scores, scaled to sum to 1.
+
+    An expert ranks behind those with a higher score and, among equals, behind those before it.
+    Ranks come from comparing all pairs, which needs no sort and gives the same on any device, where
+    the order of equals in `torch.topk` is nobody's promise.
+    """
+    index = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
+    own, other = scores.unsqueeze(-1), scores.unsqueeze(-2)  # [..., experts, 1], [..., 1, experts]
+    ahead = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))
+    kept = torch.where(ahead.sum(-1, dtype=torch.int32) < chosen, scores, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the shared context and each sample's suffix."""
+    """Grouped-query attention over the shared context and each sample's suffix.
+
+    What layer `layer` sees of them is the config's `window(layer)`.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
+        layer: int,
         dtype: torch.dtype,
         device: torch.device,
         kernels: str,
@@ -85,20 +144,28 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.h, self.g, self.d = config.h, config.g, config.d
-        self.scale = config.d**-0.5
-        self.kernels, self.target = kernels, target
-        size, bias = config.hidden_size, config.attention_bias
+        self.attend: dict[str, Any] = {  # options of the operators
+            "scale": config.scale,
+            "window": config.window(layer),
+            "softcap": config.attention_softcap,
+            "kernels": kernels,
+            "target": target,
+        }
+        size, bias = config.hidden_size, config.qkv_bias
         q_size, kv_size = config.h * config.d, config.g * config.d
         self.q_proj = nn.Linear(size, q_size, bias=bias, dtype=dtype, device=device)
         self.k_proj = nn.Linear(size, kv_size, bias=bias, dtype=dtype, device=device)
         self.v_proj = nn.Linear(size, kv_size, bias=bias, dtype=dtype, device=device)
-        self.o_proj = nn.Linear(q_size, size, bias=bias, dtype=dtype, device=device)
+        self.o_proj = nn.Linear(q_size, size, bias=config.o_bias, dtype=dtype, device=device)
+        self.q_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
+        self.k_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
         self.cache = KVCache()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Prefill | Decode) -> Tensor:
-        """Attends from `x` [1, S, hidden] or [G, r, n, hidden]; `cos`, `sin` [..., 1, d/2]."""
-        q = rope.rotate(self.q_proj(x).unflatten(-1, (self.h, self.d)), cos, sin)  # [..., h, d]
-        k = rope.rotate(self.k_proj(x).unflatten(-1, (self.g, self.d)), cos, sin)  # [..., g, d]
+        """Attends from `x` [1, S, hidden] or [G, r, n, hidden]; `cos`, `sin` as `rope.rotate`'s."""
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (self.h, self.d)))  # [..., h, d]
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (self.g, self.d)))  # [..., g, d]
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         v = self.v_proj(x).unflatten(-1, (self.g, self.d))  # [..., g, d]
         k, v = k.flatten(0, -3), v.flatten(0, -3)  # [tokens, g, d]
         if isinstance(step, Prefill):
@@ -111,9 +178,7 @@ class Attention(nn.Module):
         k = k.permute(1, 2, 0).contiguous()  # [g, d, S]
         v = v.transpose(0, 1).contiguous()  # [g, S, d]
         self.cache.write_context(k, v, step.slots)
-        return flash_attention(
-            q, k, v, scale=self.scale, kernels=self.kernels, target=self.target
-        )  # [1, S, h, d]
+        return flash_attention(q, k, v, **self.attend)  # [1, S, h, d]
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Decode) -> Tensor:
         cache = self.cache
@@ -126,34 +191,51 @@ class Attention(nn.Module):
             cache.v_suf,
             step.context_len,
             step.suffix_len,
-            scale=self.scale,
-            kernels=self.kernels,
-            target=self.target,
+            **self.attend,
         )  # [G, r, n, h, d]
 
 
 class Layer(nn.Module):
-    """One transformer layer, norms first."""
+    """One transformer layer, norms first, and behind too where the config says so."""
 
     def __init__(
         self,
         config: ModelConfig,
+        layer: int,
         dtype: torch.dtype,
         device: torch.device,
         kernels: str,
         target: str,
     ) -> None:
         super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps, dtype, device)
-        self.self_attn = Attention(config, dtype, device, kernels, target)
-        self.post_attention_layernorm = RMSNorm(size, eps, dtype, device)
-        self.mlp = MLP(config, dtype, device)
+        size, behind = config.hidden_size, config.output_norms
+        self.residual_multiplier = config.residual_multiplier
+        self.attention_norm = RMSNorm(config, size, dtype, device)
+        self.self_attn = Attention(config, layer, dtype, device, kernels, target)
+        self.attention_output_norm = norm_or_nothing(behind, config, size, dtype, device)
+        self.mlp_norm = RMSNorm(config, size, dtype, device)
+        feed_forward = Experts if config.experts else MLP
+        self.mlp = feed_forward(config, dtype, device)
+        self.mlp_output_norm = norm_or_nothing(behind, config, size, dtype, device)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Prefill | Decode) -> Tensor:
         """`x` [..., hidden] -> [..., hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, step)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.attention_norm(x), cos, sin, step)
+        x = x + scaled(self.attention_output_norm(attended), self.residual_multiplier)
+        fed = self.mlp(self.mlp_norm(x))
+        return x + scaled(self.mlp_output_norm(fed), self.residual_multiplier)
+
+
+def norm_or_nothing(
+    wanted: bool, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """A norm over `size` elements, or a module that passes its input and holds no weight."""
+    return RMSNorm(config, size, dtype, device) if wanted else nn.Identity()
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """`x` times `factor`; no operation at all where that is 1."""
+    return x if factor == 1.0 else x * factor
 
 
 class CausalLM(nn.Module):
@@ -169,7 +251,7 @@ class CausalLM(nn.Module):
         target: core generation that NKI kernels are simulated for on a CPU.
 
     Raises:
-        InputError: heads larger than the kernels take.
+        InputError: kernels is "nki", and the NKI kernels do not have what the config needs.
     """
 
     rope_cos: Tensor
@@ -185,17 +267,20 @@ class CausalLM(nn.Module):
         target: str = "trn1",
     ) -> None:
         super().__init__()
-        if config.d > MAX_D:
-            raise InputError(f"head_dim is {config.d}; the attention kernels take at most {MAX_D}")
+        if kernels == "nki":
+            for layer in range(config.layers):
+                validate_for_kernels(config.d, config.window(layer), config.attention_softcap)
         device = torch.device(device)
         self.config = config
         self.shape: CacheShape | None = None
         vocab, size = config.vocab_size, config.hidden_size
+        # As the checkpoint's own code rounds it: a square root, in bfloat16 (Gemma 2).
+        self.embedding_multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
         self.embed_tokens = nn.Embedding(vocab, size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
-            Layer(config, dtype, device, kernels, target) for _ in range(config.layers)
+            Layer(config, layer, dtype, device, kernels, target) for layer in range(config.layers)
         )
-        self.norm = RMSNorm(size, config.rms_norm_eps, dtype, device)
+        self.norm = RMSNorm(config, size, dtype, device)
         self.lm_head = nn.Linear(size, vocab, bias=False, dtype=dtype, device=device)
         self.tie_weights()
         self.register_buffer("rope_cos", None, persistent=False)
@@ -273,7 +358,7 @@ class CausalLM(nn.Module):
         x = self._run(tokens, positions, Prefill(slots))  # [1, S, hidden]
         last = context_len.index_select(0, group) - 1  # [1]
         x = x.index_select(1, last.clamp(0, S - 1))[0]  # [1, hidden]
-        return self.lm_head(self.norm(x)).float()
+        return self._logits(x)
 
     def _decode(self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor) -> Tensor:
         shape = self._allocated()
@@ -292,15 +377,21 @@ class CausalLM(nn.Module):
         positions = context_len[:, None, None] + index  # [G, r, n]
         step = Decode(rows.flatten().long(), context_len, suffix_len)
         x = self._run(tokens, positions, step)  # [G, r, n, hidden]
-        return self.lm_head(self.norm(x)).float()
+        return self._logits(x)
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Prefill | Decode) -> Tensor:
-        cos = F.embedding(positions, self.rope_cos).unsqueeze(-2)  # [..., 1, d/2]
+        cos = F.embedding(positions, self.rope_cos).unsqueeze(-2)  # [..., 1, rotated/2]
         sin = F.embedding(positions, self.rope_sin).unsqueeze(-2)
-        x = self.embed_tokens(tokens)  # [..., hidden]
+        x = scaled(self.embed_tokens(tokens), self.embedding_multiplier)  # [..., hidden]
         for layer in self.layers:
             x = layer(x, cos, sin, step)
         return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.lm_head(self.norm(x)).float()  # [..., vocab]
+        logits = scaled(logits, 1.0 / self.config.logit_divisor)
+        cap = self.config.final_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _allocated(self) -> CacheShape:
         if self.shape is None:

@@ -43,6 +43,18 @@ def empty(o: torch.Tensor) -> State:
     return State(o=torch.zeros_like(o), max=rows + MASK, sum=rows)
 
 
+def scaled_logits(
+    rows: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """The logits of `rows` [..., rows, d] against `keys` [..., d, keys], soft-capped where asked.
+
+    A soft cap c bends each logit s to c·tanh(s / c), within (-c, c), before anything is masked
+    (Gemma 2, arXiv 2408.00118, section 2).
+    """
+    logits = rows @ keys * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def from_logits(logits: torch.Tensor, valid: torch.Tensor, values: torch.Tensor) -> State:
     """The state of one set of keys.
 

@@ -7,9 +7,18 @@ shapes, finite masks, no boolean indexing, nothing that reads a value on the hos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from nki_kernels.attention_state.reference import State, finish, from_logits, merge
+from nki_kernels.attention_state.reference import (
+    State,
+    finish,
+    from_logits,
+    merge,
+    scaled_logits,
+)
 from nki_kernels.bifurcated_attention.validate import Shape, validate
 
 
@@ -23,6 +32,8 @@ def bifurcated_attention(
     suffix_len: torch.Tensor,
     *,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
@@ -31,12 +42,30 @@ def bifurcated_attention(
     Computes in fp32, or in fp64 when the inputs are fp64. Equations 3 and 4 of arXiv 2403.08845,
     with the joined softmax replaced by a merge of two states, which is algebraically the same.
     """
-    shape = validate(q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len, scale=scale)
+    shape = validate(
+        q,
+        k_ctx,
+        v_ctx,
+        k_suf,
+        v_suf,
+        context_len,
+        suffix_len,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+    )
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = q.to(compute).view(shape.G, shape.r, shape.n, shape.g, shape.p, shape.d)
 
-    context = _context_state(shape, heads, k_ctx.to(compute), v_ctx.to(compute), context_len, scale)
-    suffix = _suffix_state(shape, heads, k_suf.to(compute), v_suf.to(compute), suffix_len, scale)
+    # The suffix row behind each query token: the last of the n tokens sits in the last live row.
+    later = torch.arange(shape.n - 1, -1, -1, dtype=torch.int32, device=q.device)
+    own = suffix_len.unsqueeze(-1) - 1 - later  # [G, r, n]
+
+    logits = partial(scaled_logits, scale=scale, softcap=softcap)
+    keys, values = k_ctx.to(compute), v_ctx.to(compute)
+    context = _context_state(shape, heads, keys, values, context_len, own, window, logits)
+    keys, values = k_suf.to(compute), v_suf.to(compute)
+    suffix = _suffix_state(shape, heads, keys, values, own, window, logits)
     state = merge(context, suffix)
 
     def per_head(x: torch.Tensor) -> torch.Tensor:  # [G, r, n, g, p, ...] -> [G, r, n, h, ...]
@@ -54,7 +83,9 @@ def _context_state(
     k_ctx: torch.Tensor,
     v_ctx: torch.Tensor,
     context_len: torch.Tensor,
-    scale: float,
+    own: torch.Tensor,
+    window: int | None,
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> State:
     """All r·n·p rows of a (group, kv head) against one copy of its context: a matrix product."""
     G, r, n, g, p, d = heads.shape
@@ -63,8 +94,13 @@ def _context_state(
     values = v_ctx.view(g, G, shape.S_ctx, d).permute(1, 0, 2, 3)  # [G, g, S_ctx, d]
     slots = torch.arange(shape.S_ctx, dtype=torch.int32, device=heads.device)
     valid = slots < context_len.view(G, 1, 1, 1)
+    if window is not None:
+        # Slot s is position s, a query's own position is context_len + own.
+        first = context_len.view(G, 1, 1) + own - window + 1  # [G, r, n]
+        first = first.unsqueeze(-1).expand(G, r, n, p).reshape(G, 1, r * n * p, 1)
+        valid = valid & (slots >= first)  # [G, 1, r·n·p, S_ctx]
 
-    state = from_logits(rows @ keys * scale, valid, values)
+    state = from_logits(logits(rows, keys), valid, values)
 
     def per_sample(x: torch.Tensor) -> torch.Tensor:  # [G, g, r·n·p, ...] -> [G, r, n, g, p, ...]
         return x.unflatten(2, (r, n, p)).movedim(1, 3)
@@ -77,8 +113,9 @@ def _suffix_state(
     heads: torch.Tensor,
     k_suf: torch.Tensor,
     v_suf: torch.Tensor,
-    suffix_len: torch.Tensor,
-    scale: float,
+    own: torch.Tensor,
+    window: int | None,
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> State:
     """The n·p rows of each (sample, kv head) against its own tokens, causal among the last n."""
     G, r, n, g, p, d = heads.shape
@@ -86,12 +123,13 @@ def _suffix_state(
     keys = k_suf.view(g, G, r, shape.S_dec, d).permute(1, 2, 0, 4, 3)  # [G, r, g, d, S_dec]
     values = v_suf.view(g, G, r, shape.S_dec, d).permute(1, 2, 0, 3, 4)  # [G, r, g, S_dec, d]
     slots = torch.arange(shape.S_dec, dtype=torch.int32, device=heads.device)
-    later = torch.arange(n - 1, -1, -1, dtype=torch.int32, device=heads.device)  # tokens after t
-    visible = suffix_len.view(G, r, 1, 1, 1) - later.view(n, 1)  # [G, r, 1, n, 1]
-    valid = (slots < visible).unsqueeze(4)  # [G, r, 1, n, 1, S_dec]
+    own = own.view(G, r, 1, n, 1, 1)
+    valid = slots <= own  # [G, r, 1, n, 1, S_dec]
+    if window is not None:
+        valid = valid & (slots > own - window)
     valid = valid.expand(G, r, 1, n, p, shape.S_dec).flatten(3, 4)
 
-    state = from_logits(rows @ keys * scale, valid, values)
+    state = from_logits(logits(rows, keys), valid, values)
 
     def per_sample(x: torch.Tensor) -> torch.Tensor:  # [G, r, g, n·p, ...] -> [G, r, n, g, p, ...]
         return x.unflatten(3, (n, p)).movedim(2, 3)

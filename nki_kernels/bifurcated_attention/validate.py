@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from nki_kernels.attention_state.validate import validate_options
 from nki_kernels.errors import require
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Element types of the operator. The reference alone also takes float64, as the oracle of tests."""
-
-MAX_D = 128
-"""The contraction of q·K runs over the 128 partitions of the tensor engine in one pass."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,10 @@ def validate(
     suffix_len: torch.Tensor,
     *,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Shape:
-    """Check shapes, dtypes, devices and `scale`; values are `validate_lengths`' business.
+    """Check shapes, dtypes, devices and options; values are `validate_lengths`' business.
 
     Returns:
         the sizes of the call.
@@ -57,7 +57,6 @@ def validate(
     require(q.dim() == 5, f"q must be [G, r, n, h, d], got shape {tuple(q.shape)}")
     G, r, n, h, d = q.shape
     require(min(q.shape) >= 1, f"q must have no empty dimension, got shape {tuple(q.shape)}")
-    require(d <= MAX_D, f"q has head size d = {d}; at most {MAX_D} is supported")
     require(k_ctx.dim() == 3, f"k_ctx must be [g, d, G·S_ctx], got shape {tuple(k_ctx.shape)}")
     g = k_ctx.shape[0]
     require(g >= 1 and h % g == 0, f"q has h = {h} heads, no multiple of k_ctx's g = {g}")
@@ -107,6 +106,7 @@ def validate(
     ):
         require(tensor.device == q.device, f"{name} is on {tensor.device}, q is on {q.device}")
     require(math.isfinite(scale) and scale > 0, f"scale must be finite and > 0, got {scale}")
+    validate_options(window, softcap)
     return Shape(G=G, r=r, n=n, h=h, g=g, d=d, S_ctx=slots // G, S_dec=rows // (G * r))
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import torch
 
-from nki_kernels.attention_state.reference import State, finish, from_logits
+from nki_kernels.attention_state.reference import (
+    State,
+    finish,
+    from_logits,
+    scaled_logits,
+)
 from nki_kernels.flash_attention.validate import validate
 
 QUERY_BLOCK = 512
@@ -18,13 +23,15 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend B packed prompts causally; see `nki_kernels.torch_ops.flash_attention` for arguments.
 
     Computes in fp32, or in fp64 when the inputs are fp64.
     """
-    shape = validate(q, k, v, scale=scale)
+    shape = validate(q, k, v, scale=scale, window=window, softcap=softcap)
     B, S, g, p, d = shape.B, shape.S, shape.g, shape.p, shape.d
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows = q.to(compute).view(B, S, g, p, d).permute(0, 2, 3, 1, 4)  # [B, g, p, S, d]
@@ -35,11 +42,15 @@ def flash_attention(
     blocks: list[State] = []
     for start in range(0, S, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, S)  # keys from here on lie after every query of the block
+        first = 0 if window is None else max(0, start - window + 1)  # and up to here before every
         # [B, g, p·queries, d]: one product a kv head
         block = rows[..., start:stop, :].flatten(2, 3)
-        logits = block @ keys[..., :stop] * scale
-        valid = position[:stop] <= position[start:stop].unsqueeze(-1)
-        blocks.append(from_logits(logits, valid.repeat(p, 1), values[..., :stop, :]))
+        logits = scaled_logits(block, keys[..., first:stop], scale, softcap)
+        own = position[start:stop].unsqueeze(-1)
+        valid = position[first:stop] <= own  # [queries, keys]
+        if window is not None:
+            valid = valid & (position[first:stop] > own - window)
+        blocks.append(from_logits(logits, valid.repeat(p, 1), values[..., first:stop, :]))
 
     def joined(parts: list[torch.Tensor]) -> torch.Tensor:
         # [B, g, p·queries, ...] each -> [B, S, h, ...]

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from nki_kernels.attention_state.validate import validate_options
 from nki_kernels.errors import require
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Element types of the operator. The reference alone also takes float64, as the oracle of tests."""
-
-MAX_D = 128
-"""The contraction of q·K runs over the 128 partitions of the tensor engine in one pass."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,16 @@ class Shape:
         return self.h // self.g
 
 
-def validate(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> Shape:
-    """Check shapes, dtypes, devices and `scale`.
+def validate(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Shape:
+    """Check shapes, dtypes, devices and options.
 
     Returns:
         the sizes of the call.
@@ -44,7 +50,6 @@ def validate(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float)
     require(q.dim() == 4, f"q must be [B, S, h, d], got shape {tuple(q.shape)}")
     B, S, h, d = q.shape
     require(min(q.shape) >= 1, f"q must have no empty dimension, got shape {tuple(q.shape)}")
-    require(d <= MAX_D, f"q has head size d = {d}; at most {MAX_D} is supported")
     require(k.dim() == 3, f"k must be [g, d, B·S], got shape {tuple(k.shape)}")
     g = k.shape[0]
     require(g >= 1 and h % g == 0, f"q has h = {h} heads, no multiple of k's g = {g}")
@@ -64,4 +69,5 @@ def validate(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float)
         require(tensor.dtype == q.dtype, f"{name} has dtype {tensor.dtype}, q has {q.dtype}")
         require(tensor.device == q.device, f"{name} is on {tensor.device}, q is on {q.device}")
     require(math.isfinite(scale) and scale > 0, f"scale must be finite and > 0, got {scale}")
+    validate_options(window, softcap)
     return Shape(B=B, S=S, h=h, g=g, d=d)

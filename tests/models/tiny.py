@@ -30,8 +30,8 @@ def randomise(weights: Iterable[tuple[str, Tensor]], seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in weights:
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 2:
-            scale = 1.0 if "embed" in name else 1.5 * weight.shape[1] ** -0.5
+        if weight.dim() >= 2:
+            scale = 1.0 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5
             weight.data.copy_(noise * scale)
         else:
             weight.data.copy_(noise * 0.2 + ("norm" in name))

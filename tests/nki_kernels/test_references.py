@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,11 +59,97 @@ def test_bifurcated_in_double(case: Case) -> None:
     assert error(bifurcated_attention(**arguments), expected) <= 1e-12 * np.abs(expected).max()
 
 
+def positions_of_keys(
+    arguments: dict[str, Any],
+) -> Iterator[tuple[tuple[int, int, int], int, int, Any]]:
+    """Of every query token (j, i, t): its position, its row in the suffix, and key by key of what
+    lies before it (position, K [g, d], V [g, d])."""
+    q, k_ctx, v_ctx = arguments["q"], arguments["k_ctx"], arguments["v_ctx"]
+    k_suf, v_suf = arguments["k_suf"], arguments["v_suf"]
+    G, r, n = q.shape[:3]
+    S_ctx, S_dec = k_ctx.shape[2] // G, k_suf.shape[1] // (G * r)
+    for j, i, t in itertools.product(range(G), range(r), range(n)):
+        m_c, m_d = int(arguments["context_len"][j]), int(arguments["suffix_len"][j, i])
+        own = m_c + m_d - n + t
+        keys = [(s, k_ctx[..., j * S_ctx + s], v_ctx[:, j * S_ctx + s]) for s in range(m_c)]
+        first = (j * r + i) * S_dec
+        keys += [(m_c + s, k_suf[:, first + s], v_suf[:, first + s]) for s in range(m_d)]
+        yield (j, i, t), own, m_d, [key for key in keys if key[0] <= own]
+
+
+def brute_force(
+    q: torch.Tensor, keys: Any, own: int, scale: float, window: int | None, softcap: float | None
+) -> torch.Tensor:
+    """One softmax of one query token `q` [h, d] over `keys`, in fp64, written as the definition."""
+    seen = [(k, v) for position, k, v in keys if window is None or position > own - window]
+    if not seen:
+        return torch.zeros_like(q, dtype=torch.float64)
+    p = q.shape[0] // seen[0][0].shape[0]
+    k = torch.stack([k for k, _ in seen]).double().repeat_interleave(p, 1)  # [keys, h, d]
+    v = torch.stack([v for _, v in seen]).double().repeat_interleave(p, 1)
+    logits = (q.double() * k).sum(-1) * scale  # [keys, h]
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
+    return (logits.softmax(0).unsqueeze(-1) * v).sum(0)
+
+
+WINDOWED = Case(m_c=11, m_d=7, b=3, h=4, g=2, d=16, G=2, n=2, logit_scale=4.0)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 9, 14, 100])
+@pytest.mark.parametrize(
+    "case",
+    [WINDOWED, replace(WINDOWED, empty="both"), replace(WINDOWED, n=1, G=1)],
+    ids=["ragged", "empty", "single"],
+)
+def test_window_and_softcap(case: Case, window: int | None, softcap: float | None) -> None:
+    """Windows that end in the suffix, at its edge, in the context, and before it."""
+    arguments = make(case)
+    o = bifurcated_attention(**arguments, window=window, softcap=softcap)
+    for (j, i, t), own, m_d, keys in positions_of_keys(arguments):
+        if m_d < case.n:  # a free row: what it gives is not read, but it must be finite
+            assert o[j, i, t].isfinite().all()
+            continue
+        q = arguments["q"][j, i, t]
+        expected = brute_force(q, keys, own, arguments["scale"], window, softcap)
+        torch.testing.assert_close(o[j, i, t].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_window_and_softcap_change_the_result() -> None:
+    arguments = make(WINDOWED)
+    plain = bifurcated_attention(**arguments)
+    for window, softcap in ((14, None), (None, 2.0)):
+        other = bifurcated_attention(**arguments, window=window, softcap=softcap)
+        assert (plain - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [1, 3, 7, 8, 40, 100])
+def test_flash_window_and_softcap(
+    window: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows within, across and beyond blocks of eight queries."""
+    monkeypatch.setattr(flash_module, "QUERY_BLOCK", 8)
+    B, S = 2, 37
+    arguments = make_flash(FlashCase(B=B, S=S, h=4, g=2, d=16))
+    arguments["q"] *= 4
+    o = flash_attention(**arguments, window=window, softcap=softcap)
+    for b, own in itertools.product(range(B), range(S)):
+        k, v = arguments["k"], arguments["v"]
+        keys = [(s, k[..., b * S + s], v[:, b * S + s]) for s in range(own + 1)]
+        q = arguments["q"][b, own]
+        expected = brute_force(q, keys, own, arguments["scale"], window, softcap)
+        torch.testing.assert_close(o[b, own].double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5, "softcap": 2.0}], ids=["plain", "options"])
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in FEATURES])
-def test_poison_changes_no_bit(case: Case) -> None:
+def test_poison_changes_no_bit(case: Case, options: dict[str, Any]) -> None:
     """Whatever finite number a dead slot holds, the result has the same bits."""
     outputs = [
-        bifurcated_attention(**make(case, poison), return_state=True) for poison in (0.0, 1e4, -7.0)
+        bifurcated_attention(**make(case, poison), **options, return_state=True)
+        for poison in (0.0, 1e4, -7.0)
     ]
     for other in outputs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
@@ -76,7 +167,8 @@ def test_flash(case: FlashCase, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(weight.numpy(), total, rtol=1e-4)
 
 
-def test_context_is_never_copied_per_sample() -> None:
+@pytest.mark.parametrize("options", [{}, {"window": 9, "softcap": 2.0}], ids=["plain", "options"])
+def test_context_is_never_copied_per_sample(options: dict[str, Any]) -> None:
     """The exported graph of the reference holds no tensor of b·m_c·d elements or more."""
     case = Case(m_c=512, m_d=4, b=64, h=4, g=2, d=64)
     arguments = make(case)
@@ -84,7 +176,7 @@ def test_context_is_never_copied_per_sample() -> None:
 
     class Attention(torch.nn.Module):
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return bifurcated_attention(*tensors, scale=scale)
+            return bifurcated_attention(*tensors, scale=scale, **options)
 
     program = torch.export.export(Attention(), tuple(arguments.values()))
     largest = max(

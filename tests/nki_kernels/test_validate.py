@@ -23,7 +23,8 @@ def int32(*values: Any) -> torch.Tensor:
 BIFURCATED = {
     "q rank": ({"q": torch.zeros(2, 3, 4, 16)}, r"q must be \[G, r, n, h, d\], got shape \(2, 3"),
     "q empty": ({"q": torch.zeros(2, 0, 1, 4, 16)}, "q must have no empty dimension"),
-    "head size": ({"q": torch.zeros(2, 3, 1, 4, 129)}, "q has head size d = 129; at most 128"),
+    "window": ({"window": 0}, "window must be None or a number of positions >= 1, got 0"),
+    "softcap": ({"softcap": -2.0}, r"softcap must be None or finite and > 0, got -2\.0"),
     "k_ctx rank": ({"k_ctx": torch.zeros(2, 16)}, r"k_ctx must be \[g, d, G·S_ctx\]"),
     "heads": ({"k_ctx": torch.zeros(3, 16, 16)}, "q has h = 4 heads, no multiple of k_ctx's g = 3"),
     "k_ctx slots": ({"k_ctx": torch.zeros(2, 16, 15)}, "k_ctx must be .*a multiple of G = 2 slots"),
@@ -65,7 +66,8 @@ BIFURCATED = {
 FLASH = {
     "q rank": ({"q": torch.zeros(6, 4, 16)}, r"q must be \[B, S, h, d\]"),
     "q empty": ({"q": torch.zeros(2, 0, 4, 16)}, "q must have no empty dimension"),
-    "head size": ({"q": torch.zeros(2, 6, 4, 200)}, "q has head size d = 200; at most 128"),
+    "window": ({"window": -3}, "window must be None or a number of positions >= 1, got -3"),
+    "softcap": ({"softcap": float("inf")}, "softcap must be None or finite and > 0, got inf"),
     "k rank": ({"k": torch.zeros(2, 16)}, r"k must be \[g, d, B·S\]"),
     "heads": ({"k": torch.zeros(3, 16, 12)}, "q has h = 4 heads, no multiple of k's g = 3"),
     "k": ({"k": torch.zeros(2, 16, 13)}, r"k must be \[g, d, B·S\] = \(2, 16, 12\), got"),
@@ -93,6 +95,25 @@ def test_flash_refuses(name: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         flash_attention(**{**make_flash(FLASH_CASE), **changes})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("d", "options", "message"),
+    [
+        (16, {"window": 4}, "window is 4, and the NKI kernels do not have window yet"),
+        (16, {"softcap": 5.0}, r"softcap is 5\.0, and the NKI kernels do not have softcap yet"),
+        (129, {}, "q has head size d = 129; at most 128 is supported by the NKI kernels"),
+    ],
+    ids=["window", "softcap", "head size"],
+)
+def test_what_the_kernels_do_not_have(d: int, options: dict[str, Any], message: str) -> None:
+    """The references take it; the kernels refuse it by name."""
+    decode = make(Case(m_c=5, m_d=2, b=3, h=4, g=2, d=d)) | options
+    prefill = make_flash(FlashCase(B=1, S=6, h=4, g=2, d=d)) | options
+    for attention, arguments in ((bifurcated_attention, decode), (flash_attention, prefill)):
+        assert attention(**arguments).shape == arguments["q"].shape
+        with pytest.raises(InputError, match=message):
+            attention(**arguments, kernels="nki")
 
 
 def test_double_is_for_the_reference_alone() -> None:

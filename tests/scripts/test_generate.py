@@ -120,7 +120,7 @@ MISTAKES = [
     (["--model", "{truncated}", "--prompt", "x"], "not a whole safetensors file"),
     (["--model", "{mamba}", "--prompt", "x"], "supported: LlamaForCausalLM"),
     (["--model", "{heads}", "--prompt", "x"], "must be a multiple of num_key_value_heads"),
-    (["--model", "{wide}", "--prompt", "x"], "128"),
+    (["--model", "{wide}", "--prompt", "x", "--kernels", "nki"], "128"),
     (["--prompt", "1 " * 2000], "max_position_embeddings"),
     (["-n", "0"], "samples (n) is 0; it must be 1 or more"),
     (["-n", "many"], "invalid int value: 'many'"),

@@ -104,11 +104,6 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
         r"9 missing .*layers.2.* and 1 more",
     ),
     (
-        "heads too large",
-        lambda d: edit_json(d / "config.json", head_dim=130),
-        "head_dim is 130; the attention kernels take at most 128",
-    ),
-    (
         "unstored biases",
         lambda d: edit_json(d / "config.json", mlp_bias=True),
         r"6 missing .*gate_proj.bias",

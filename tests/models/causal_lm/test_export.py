@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.causal_lm import CacheShape, CausalLM, cache
+from models.causal_lm import CacheShape, CausalLM, RopeConfig, cache
 from tests.models import tiny
 from tests.models.tiny import int32
 
@@ -33,16 +34,40 @@ DECODES: list[Inputs] = [
 ]
 
 
+# Every option of the network that a family other than Llama has, at once.
+EVERYTHING: dict[str, Any] = {
+    "qkv_bias": True,
+    "qk_norm": True,
+    "output_norms": True,
+    "norm_plus_one": True,
+    "activation": "gelu_pytorch_tanh",
+    "windows": (4, None),
+    "attention_softcap": 5.0,
+    "final_softcap": 9.0,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logit_divisor": 2.0,
+    "experts": 5,
+    "experts_per_token": 2,
+    "rope": RopeConfig("default", 10000.0, fraction=0.5),
+}
+
+
+@pytest.fixture(scope="module", params=[{}, EVERYTHING], ids=["llama", "everything"])
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
 @pytest.fixture
-def model() -> CausalLM:
-    network = tiny.model()
+def model(options: dict[str, Any]) -> CausalLM:
+    network = tiny.model(**options)
     network.allocate(SHAPE)
     return network
 
 
 @pytest.fixture(scope="module")
-def graphs() -> dict[str, torch.export.ExportedProgram]:
-    model = tiny.model()
+def graphs(options: dict[str, Any]) -> dict[str, torch.export.ExportedProgram]:
+    model = tiny.model(**options)
     model.allocate(SHAPE)
     inputs = {"prefill": PREFILLS[0], "decode": DECODES[0]}
     return {

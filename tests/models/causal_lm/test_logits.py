@@ -7,82 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.causal_lm import CacheShape, CausalLM, load
+from models.causal_lm import CacheShape, load
 from nki_kernels.errors import InputError
 from tests.models import tiny
+from tests.models.causal_lm.driver import check_against, check_poison, run
 from tests.models.tiny import int32
 
 pytestmark = pytest.mark.null
 
-TOLERANCE = 1e-4
 SHAPE = CacheShape(G=2, r=2, S_ctx=13, S_dec=9)
-PROMPT_LENGTHS = (11, 6)
-
-
-def poison(model: CausalLM) -> None:
-    """Fills every cache slot with large finite numbers of both signs."""
-    for cache in model.caches():
-        for name in cache.names:
-            buffer = getattr(cache, name)
-            buffer.copy_(torch.where(torch.rand(buffer.shape) < 0.5, -1e4, 1e4))
-
-
-def sequences(seed: int = 1) -> tuple[list[list[int]], Tensor]:
-    """A prompt for each group, and 8 further tokens for each sample [G, r, 8]."""
-    generator = torch.Generator().manual_seed(seed)
-    prompts = [
-        torch.randint(0, tiny.CONFIG.vocab_size, (n,), generator=generator).tolist()
-        for n in PROMPT_LENGTHS
-    ]
-    return prompts, torch.randint(0, tiny.CONFIG.vocab_size, (2, 2, 8), generator=generator)
-
-
-def run(model: CausalLM, dirty: bool = True) -> tuple[list[Tensor], Tensor]:
-    """Prefills both groups; decodes three tokens singly, then twice two, ragged; returns logits.
-
-    Sample (1, 1) starts two tokens late: it sits out the first two steps as a free row.
-    """
-    prompts, suffix = sequences()
-    model.allocate(SHAPE)
-    if dirty:
-        poison(model)
-    context_len = int32(PROMPT_LENGTHS)
-    nothing = int32([[0, 0], [0, 0]])
-    first = []
-    for group, prompt in enumerate(prompts):
-        padded = prompt + [0] * (SHAPE.S_ctx - len(prompt) if group == 0 else 0)
-        first.append(model(int32([padded]), context_len, nothing, int32([group]))[0])
-    late = torch.tensor([[0, 0], [0, 2]])
-    logits = torch.full((2, 2, 8, tiny.CONFIG.vocab_size), torch.nan)
-    done = torch.zeros(2, 2, dtype=torch.int64)
-    for step, n in enumerate((1, 1, 1, 2, 2)):
-        free = step < late
-        new = torch.stack([suffix[j, i, done[j, i] :][:n] for j in (0, 1) for i in (0, 1)])
-        done = torch.where(free, done, done + n)
-        step_logits = model(
-            new.view(2, 2, n).to(torch.int32), context_len, done.to(torch.int32), int32([0])
-        )
-        for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            if not free[j, i]:
-                logits[j, i, done[j, i] - n : done[j, i]] = step_logits[j, i]
-    return first, logits
-
-
-def check_against(theirs: Any, ours: CausalLM) -> None:
-    prompts, suffix = sequences()
-    first, logits = run(ours)
-    for j, prompt in enumerate(prompts):
-        for i in (0, 1):
-            tokens = torch.tensor([prompt + suffix[j, i].tolist()])
-            with torch.no_grad():
-                expected = theirs(tokens).logits[0]
-            assert expected.std() > 0.5  # a difference would show
-            torch.testing.assert_close(first[j], expected[len(prompt) - 1], rtol=0, atol=TOLERANCE)
-            known = ~logits[j, i, :, 0].isnan()
-            assert known.sum() == (5 if (j, i) == (1, 1) else 7)
-            torch.testing.assert_close(
-                logits[j, i, known], expected[len(prompt) :][:8][known], rtol=0, atol=TOLERANCE
-            )
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -144,11 +77,7 @@ def test_bfloat16_is_close_and_logits_are_fp32(make_llama: Any, tmp_path: Path) 
 
 
 def test_dead_slots_do_not_change_a_bit() -> None:
-    model = tiny.model()
-    clean, dirty = run(model, dirty=False), run(model, dirty=True)
-    assert torch.equal(clean[0][0], dirty[0][0])
-    assert torch.equal(clean[0][1], dirty[0][1])
-    assert torch.equal(clean[1].nan_to_num(), dirty[1].nan_to_num())
+    check_poison(tiny.model())
 
 
 @pytest.mark.parametrize(

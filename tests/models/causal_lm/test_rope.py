@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.causal_lm import ModelConfig, rope
+from models.causal_lm import ModelConfig, RopeConfig, rope
 
 pytestmark = pytest.mark.null
 
@@ -39,16 +39,16 @@ def test_tables_equal_transformers(make_llama: Any, parameters: dict[str, Any]) 
 
 
 def test_scaling_changes_the_tables() -> None:
-    plain = rope.tables(rope.RopeConfig("default", 1e4), 12, 100)[0]
+    plain = rope.tables(RopeConfig("default", 1e4), 12, 100)[0]
     for scaled in (
-        rope.RopeConfig("linear", 1e4, 4.0),
-        rope.RopeConfig("llama3", 1e4, 8.0, 1.0, 4.0, 64),
+        RopeConfig("linear", 1e4, 4.0),
+        RopeConfig("llama3", 1e4, 8.0, 1.0, 4.0, 64),
     ):
         assert not torch.allclose(plain, rope.tables(scaled, 12, 100)[0], atol=0.1)
 
 
 def test_rotation_is_half_split_and_keeps_length() -> None:
-    cos, sin = rope.tables(rope.RopeConfig("default", 1e4), 4, 3)
+    cos, sin = rope.tables(RopeConfig("default", 1e4), 4, 3)
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(3, 1, 4)
     turned = rope.rotate(x, cos[:, None], sin[:, None])
     torch.testing.assert_close(turned[0, 0], x[0, 0])

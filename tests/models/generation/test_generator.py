@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.causal_lm import CacheShape, CausalLM
+from models.causal_lm.families import FAMILIES
 from models.generation import Generator, Progress, Sample, Sampling, generate, plan_shape
 from nki_kernels.errors import InputError
 from tests.models import tiny
@@ -144,9 +145,9 @@ def test_greedy_equals_transformers() -> None:
     )
     theirs = LlamaForCausalLM(config).eval()
     ours = tiny.model()
-    ours_by_name = dict(ours.named_parameters())
-    for name, weight in theirs.named_parameters():
-        weight.data.copy_(ours_by_name[name.removeprefix("model.")])
+    theirs_by_name = dict(theirs.named_parameters())
+    for name, weight in ours.named_parameters():
+        theirs_by_name[FAMILIES["llama"].stored_name(name)].data.copy_(weight)
     expected = theirs.generate(
         torch.tensor([PROMPT]),
         attention_mask=torch.ones(1, len(PROMPT), dtype=torch.int64),
