@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Sample many answers to one prompt and print them ranked.
 
 python scripts/generate.py                                     the default model, an unseen problem
@@ -7,21 +6,26 @@ python scripts/generate.py --model DIR --prompt "..." -n 16    a Hugging Face ch
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Until `main` runs, Ctrl-C ends the process without a traceback out of an import.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 # A script's own folder leads the path; a script there must not hide a package of the same name.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
 from compile.devices import DEVICES, resolve
 from models.causal_lm import CausalLM, Tokenizer, find_checkpoint, load, load_config
+from models.files import output_path, write_json
 from models.generation import (
     Generation,
     Progress,
@@ -113,13 +117,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Load, sample, rank, print."""
     args = parse()
-    out = command_line.output_path(args.json, "--json") if args.json else None
-    text = read_prompt(args)
+    out = None if args.json is None else output_path(args.json, "--json")
     if args.show < 1:
         raise InputError(f"--show is {args.show}; it must be 1 or more")
     device = resolve(args.device)
     kernels = device.kernels if args.kernels == "auto" else args.kernels
     directory = find_checkpoint(args.model)
+    text = read_prompt(args)
     config = load_config(directory)
     tokenizer = Tokenizer.load(directory)
     if args.max_new_tokens is None:
@@ -130,7 +134,8 @@ def main() -> None:
     model = load(
         directory, dtype=args.dtype, device=device.torch, kernels=kernels, target=args.target
     )
-    print_head(args, model, kernels, prompt, text, sampling)
+    unknown = tokenizer.count_unknown(prompt)
+    print_head(args, model, kernels, prompt, text, unknown, sampling)
 
     with tqdm(total=args.max_new_tokens, unit="step", leave=False, dynamic_ncols=True) as bar:
 
@@ -158,8 +163,8 @@ def main() -> None:
     print_answers(ranked, texts, right, args.show)
     print_costs(generation, model, device.name, kernels)
     if out is not None:
-        command_line.write_json(
-            out, report(args, text, prompt, generation, ranked, texts, right, kernels)
+        write_json(
+            out, report(args, text, prompt, sampling, generation, ranked, texts, right, kernels)
         )
         print(f"written   {out}")
 
@@ -167,10 +172,11 @@ def main() -> None:
 def read_prompt(args: argparse.Namespace) -> str:
     """The prompt's text, from the argument, the file, or the default model's example."""
     if args.prompt is not None:
-        return str(args.prompt)
+        return not_blank(args.prompt, "--prompt")
     if args.prompt_file is not None:
         try:
-            return Path(args.prompt_file).read_text(encoding="utf-8")
+            text = Path(args.prompt_file).read_text(encoding="utf-8-sig")  # with or without a BOM
+            return not_blank(text, f"--prompt-file {args.prompt_file}")
         except OSError as error:
             raise InputError(f"--prompt-file {args.prompt_file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -180,6 +186,17 @@ def read_prompt(args: argparse.Namespace) -> str:
     if Path(args.model).resolve() == DEFAULT_MODEL.resolve():
         return example_prompt(EXAMPLE)
     raise InputError("a prompt is needed: --prompt TEXT or --prompt-file F")
+
+
+def not_blank(text: str, where: str) -> str:
+    """The text itself.
+
+    Raises:
+        InputError: there is nothing in it.
+    """
+    if not text.strip():
+        raise InputError(f"{where}: the prompt is empty")
+    return text
 
 
 def choose_sampling(args: argparse.Namespace, tokenizer: Tokenizer) -> Sampling:
@@ -213,6 +230,7 @@ def print_head(
     kernels: str,
     prompt: list[int],
     text: str,
+    unknown: int,
     sampling: Sampling,
 ) -> None:
     """What is about to run."""
@@ -232,6 +250,10 @@ def print_head(
         f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}"
     )
     print(f"attention {how}, kernels: {where}", flush=True)
+    if unknown:
+        print(f"note      {unknown} tokens of the prompt are unknown to this model's tokenizer")
+        if Path(args.model).resolve() == DEFAULT_MODEL.resolve():
+            print("          it plays countdown and nothing else; without --prompt it shows how")
 
 
 def print_answers(
@@ -254,8 +276,8 @@ def print_answers(
     if judged:
         top = any(right[each.answer.index] for each in ranked[:3])
         print(
-            f"\n{sum(v is True for v in right)} of {len(texts)} samples are right; "
-            f"{'one' if top else 'none'} of the best three is"
+            f"\nsamples that are right: {sum(v is True for v in right)} of {len(texts)}; "
+            f"right among the best three distinct answers: {'yes' if top else 'no'}"
         )
 
 
@@ -273,10 +295,11 @@ def print_costs(generation: Generation, model: CausalLM, device: str, kernels: s
         f"KV stored {size(ours.stored_live)} bifurcated, {size(theirs.stored_live)} ordinary; "
         f"this run's cache holds {size(model.cache_bytes())}"
     )
-    print(
-        f"KV read   {size(ours.read_live)} a step bifurcated, {size(theirs.read_live)} ordinary: "
-        f"{traffic.read_ratio:.1f} x fewer"
-    )
+    if t.steps:
+        print(
+            f"KV read   {size(ours.read_live)} a step bifurcated, "
+            f"{size(theirs.read_live)} ordinary: {traffic.read_ratio:.1f} x fewer"
+        )
 
 
 def size(count: float) -> str:
@@ -292,6 +315,7 @@ def report(
     args: argparse.Namespace,
     text: str,
     prompt: list[int],
+    sampling: Sampling,
     generation: Generation,
     ranked: list[Ranked[Sample]],
     texts: list[str],
@@ -302,6 +326,7 @@ def report(
     shape, t, traffic = generation.shape, generation.timings, generation.traffic
     return {
         "arguments": vars(args),
+        "sampling": asdict(sampling),
         "prompt": text,
         "prompt_tokens": len(prompt),
         "kernels": kernels,

@@ -97,6 +97,11 @@ class Tokenizer:
         # The template has written the special tokens.
         return list(self._inner.encode(text, add_special_tokens=False, verbose=False))
 
+    def count_unknown(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens stand for text that the vocabulary cannot express."""
+        unknown = self._inner.unk_token_id
+        return 0 if unknown is None else sum(token == unknown for token in tokens)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of an answer, special tokens left out."""
         return str(self._inner.decode(list(tokens), skip_special_tokens=True))

@@ -81,6 +81,7 @@ def test_the_command_prints_and_writes_ranked_answers(tmp_path: Path) -> None:
     bytes_ = written["kv_bytes"]
     assert bytes_["ordinary"]["stored_live"] > 3 * bytes_["bifurcated"]["stored_live"]
     assert list(tmp_path.iterdir()) == [out]
+    assert written["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +134,11 @@ MISTAKES = [
     (["--model", "{moved}"], "a prompt is needed"),
     (["--chat"], "no chat template"),
     (["--prompt-file", "no/such/file"], "No such file or directory"),
-    (["--json", "no/such/folder/out.json"], "there is no folder no/such/folder"),
+    (["--json", "no/such/folder/out.json"], "there is no folder"),
     (["--seed", "-1"], "seed is -1"),
+    (["--json", ""], "--json is empty"),
+    (["--json", "x" * 300], "File name too long"),
+    (["--prompt", " "], "the prompt is empty"),
 ]
 
 

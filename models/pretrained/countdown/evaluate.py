@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from models.causal_lm import Tokenizer, load
+from models.files import output_path, write_json
 from models.generation import Generation, Sample, Sampling, generate, pass_at_k, pass_at_top, rank
 from models.pretrained import DEFAULT_MODEL
 from models.pretrained.countdown import data, task
@@ -112,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--kernels", choices=["auto", "nki", "torch"], default="auto")
-    p.add_argument("--json", type=Path, help="write the result to this file as well")
+    p.add_argument("--json", help="write the result to this file as well")
     return p
 
 
@@ -125,8 +126,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for option in ("problems", "samples"):
         if getattr(args, option) < 1:
             raise InputError(f"--{option} is {getattr(args, option)}; it must be at least 1")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here")
     tokenizer = Tokenizer.load(args.model)
@@ -177,16 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; bad input ends in one sentence and exit code 2."""
     args = parser().parse_args(argv)
     try:
+        out = None if args.json is None else output_path(args.json, "--json")
         result = evaluate(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.json is not None:
-        partial = args.json.with_name(args.json.name + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(args.json)
+    print(json.dumps(result, indent=1))
+    if out is not None:
+        write_json(out, result)
     return 0
 
 

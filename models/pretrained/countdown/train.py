@@ -165,7 +165,8 @@ def train(run: Run, out: Path, *, resume: bool, compiled: bool, workers: int, sa
     """
     if out.exists():
         raise InputError(f"--out {out} exists; name a new directory or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
     state_path = out.with_name(out.name + ".state.pt")
     state = load_state(state_path, run) if resume else None
 

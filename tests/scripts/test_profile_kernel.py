@@ -1,0 +1,116 @@
+"""`scripts/profile_kernel.py` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.sim
+
+ROOT = Path(__file__).resolve().parents[2]
+
+KERNEL = """
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+@nki.jit
+def double(x, factor=2.0):
+    tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=x)
+    nisa.tensor_scalar(dst=tile, data=tile, op0=nl.multiply, operand0=factor)
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    nisa.dma_copy(dst=out, src=tile)
+    return out
+"""
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "profile_kernel.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_decode_kernel(tmp_path: Path) -> None:
+    found = run(
+        "bifurcated_attention", "--target", "trn1", "--samples", "16", "--heads", "4", "--groups",
+        "4", "--head-dim", "128", "--context", "1024", "--suffix", "128", "--dtype", "bf16",
+        "--json", str(tmp_path / "out.json"), "--perfetto", str(tmp_path / "trace.json"),
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "speed of light" in found.stdout and "critical path" in found.stdout
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {
+        "target", "shape", "total_us", "launch_us", "low_us", "high_us", "bound_us",
+        "bound_resource", "fraction", "bytes", "instructions", "path",
+    } <= set(result)  # fmt: skip
+    assert result["low_us"] <= result["total_us"] <= result["high_us"]
+    assert result["fraction"] == pytest.approx(result["bound_us"] / result["total_us"])
+    assert result["shape"]["m_c"] == 1024 and result["bytes"] > 2 * 4 * 128 * 1024 * 2
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.slow
+def test_prefill_kernel(tmp_path: Path) -> None:
+    found = run("flash_attention", "--target", "trn2", "--context", "512", "--heads", "2")
+    assert found.returncode == 0, found.stderr
+    assert "gen3" in found.stdout
+
+
+def test_anybodys_kernel(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(KERNEL)
+    out = tmp_path / "out.json"
+    found = run(
+        f"{tmp_path}/mine.py:double", "--array", "128x512:fp32", "--set", "factor=3.0", "--target",
+        "trn3", "--json", str(out),
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "unvalidated" in found.stdout
+    result = json.loads(out.read_text())
+    assert result["instructions"] == 3 and result["bound_us"] is None
+    assert result["bytes"] == 2 * 128 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paged_attention"], "neither bifurcated_attention"),
+        (["bifurcated_attention", "--target", "trn9"], "trn9"),
+        (["bifurcated_attention", "--groups", "3"], "no multiple of g = 3"),
+        (["bifurcated_attention", "--head-dim", "256"], "--head-dim must be at most 128"),
+        (["bifurcated_attention", "--suffix", "0"], "--suffix 0 must hold"),
+        (["nowhere.py:kernel"], "there is no file nowhere.py"),
+        (["setup:kernel", "--array", "12"], "there is no file"),
+        (["bifurcated_attention", "--json", "/nowhere/x.json"], "there is no folder /nowhere"),
+    ],
+)
+@pytest.mark.slow
+def test_mistakes_are_one_sentence(arguments: list[str], words: str) -> None:
+    found = run(*arguments)
+    assert found.returncode == 2
+    assert words in found.stderr and found.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_mistakes_in_a_kernel(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(KERNEL)
+    kernel = f"{tmp_path}/mine.py:double"
+    for arguments, words in (
+        ([f"{tmp_path}/mine.py:triple"], "has no triple"),
+        ([kernel, "--array", "256x512:fp32"], "the kernel does not run"),
+        ([kernel, "--array", "128x512:complex"], "dtype 'complex' is none of"),
+        ([kernel, "--array", "128x512:fp32", "--set", "3"], "write NAME=VALUE"),
+    ):
+        found = run(*arguments)
+        assert found.returncode == 2, found.stderr
+        assert words in found.stderr and found.stderr.count("\n") == 1
