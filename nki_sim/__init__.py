@@ -1,13 +1,12 @@
 """A NeuronCore in NumPy: the ``nki`` module for machines without the AWS Neuron SDK.
 
     import nki_sim
-    result = nki_sim.simulate(kernel, target="trn1")(a, b)     # any kernel, also beside the SDK
+    result = nki_sim.simulate(kernel, target="trn1")(a, b)  # any kernel, also beside the SDK
 
-    nki_sim.install()                                           # third-party code: `import nki`
-    works
+    nki_sim.install()  # from here on `import nki` works, in third-party code too
     import nki
 
-The simulator needs NumPy and ml_dtypes only.
+The simulator needs NumPy, ml_dtypes and threadpoolctl only.
 """
 
 from __future__ import annotations
@@ -22,13 +21,16 @@ from nki_sim.errors import (
     DeadlockError,
     NkiValidationError,
     RuleError,
+    ShapesOnlyError,
     SimulatorError,
     UnwrittenReadWarning,
 )
 from nki_sim.kernel import Simulation
 from nki_sim.rebind import rebound
 from nki_sim.targets import Target, get_target
+from nki_sim.timeline import Profile, profile
 from nki_sim.trace import Trace
+from nki_sim.usage import MemoryReport, Usage, memory_report, memory_usage
 
 
 def simulate(
@@ -49,7 +51,7 @@ def simulate(
 
     Returns:
         A callable: NumPy arrays or torch CPU tensors in, the same kind out. What the kernel writes
-            to an HBM argument is visible in the caller's array.
+        to an HBM argument is visible in the caller's array.
     """
     return Simulation(rebound(kernel), target, trace, exact_matmul)
 
@@ -58,14 +60,21 @@ __all__ = [
     "AdviceWarning",
     "BindingError",
     "DeadlockError",
+    "MemoryReport",
     "NkiValidationError",
+    "Profile",
     "RuleError",
+    "ShapesOnlyError",
     "SimulatorError",
     "Target",
     "Trace",
     "UnwrittenReadWarning",
+    "Usage",
     "binding",
     "get_target",
     "install",
+    "memory_report",
+    "memory_usage",
+    "profile",
     "simulate",
 ]

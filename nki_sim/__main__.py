@@ -1,4 +1,4 @@
-"""``python -m nki_sim``: list the rules, or run a script that imports ``nki`` on the simulator."""
+"""``python -m nki_sim``: list the rules, check a kernel, or run a script that imports ``nki``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nki_sim import binding, rules
+from nki_sim.check import CheckError, check
 from nki_sim.errors import BindingError
 
 
@@ -20,11 +21,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a Python script with `import nki` on the simulator")
     run.add_argument("script", type=Path)
     run.add_argument("arguments", nargs=argparse.REMAINDER)
+    test = commands.add_parser("check", help="run one kernel on made-up arrays and report findings")
+    test.add_argument("kernel", metavar="FILE.py:FUNCTION")
+    test.add_argument(
+        "--args",
+        nargs="*",
+        default=[],
+        metavar="ARG",
+        help="arguments in order: 128x512:float32 is an array, others are numbers or strings",
+    )
+    test.add_argument("--target", help="trn1, inf2, trn2 or trn3")
+    test.add_argument("--lnc", type=int, default=1, help="cores (1 or 2)")
+    test.add_argument(
+        "--nki", nargs="*", default=[], metavar="VERSION", help="also check the source for these"
+    )
     options = parser.parse_args(argv)
     if options.command == "rules":
         for rule in rules.ALL.values():
             print(f"{rule.id}\n    {rule.text}\n    [{rule.source}]")
         return 0
+    if options.command == "check":
+        try:
+            return check(
+                options.kernel, options.args, options.target, options.lnc, tuple(options.nki)
+            )
+        except CheckError as error:
+            print(error, file=sys.stderr)
+            return 2
     return _run(options.script, options.arguments)
 
 

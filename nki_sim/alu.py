@@ -1,5 +1,4 @@
-"""The ALU operators of the vector, scalar and gpsimd engines (nki.api.shared.rst, Supported Math
-Operators).
+"""The ALU operators of the engines (nki.api.shared.rst, Supported Math Operators).
 
 Arithmetic operators take float32 in and give float32 out (comparisons and logic give 1.0 or 0.0);
 bitvec operators work on integer bit patterns. The tables are keyed by the name of the

@@ -1,5 +1,4 @@
-"""Arrays of the caller as HBM tensors and back: NumPy arrays and torch tensors, without copies
-where possible.
+"""The caller's NumPy arrays and torch tensors as HBM tensors, without copies where possible.
 
 An argument's bytes are the caller's own, so that what a kernel writes to an HBM argument is seen
 by the caller, as in AWS's simulator. torch is only touched where an argument is a torch tensor.
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nki_sim.dtypes import BOOL, DType, as_dtype
+from nki_sim.dtypes import BOOL, LOW_PRECISION, DType, as_dtype, float32
 from nki_sim.machine import Launch
 from nki_sim.memory import PRIVATE_HBM, READ_ONLY, SHARED_HBM, WRITTEN, Storage
 from nki_sim.tensor import NkiTensor
@@ -42,13 +41,21 @@ class Argument:
         array, dtype = _as_numpy(original, name)
         self._array = array
         dense = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        wide = not launch.precise and dtype in LOW_PRECISION
+        if wide:
+            dense = dense.astype(np.float32)
         self._copied = dense is not array
         space = SHARED_HBM if launch.lnc > 1 else PRIVATE_HBM
         shape = tuple(array.shape) or (1,)
         info = launch.allocation(space, shape, dtype, name, argument=True)
         state = WRITTEN if array.flags.writeable else READ_ONLY
         storage = Storage(info, dense.reshape(-1).view(np.uint8), state)
+        if wide:
+            storage.carrier = float32.numpy
         self._dense = dense
+        if launch.calls is not None:
+            storage.initial = storage.data.copy()
+            launch.storages.append(storage)
         self.tensor = NkiTensor(shape, dtype, storage, space, name)
 
     def finish(self) -> None:
@@ -102,6 +109,8 @@ def to_torch(t: NkiTensor) -> Any:
     import torch
 
     values = to_numpy(t)
+    if values.dtype != t.dtype.numpy and t.storage.carrier is not None:
+        return torch.from_numpy(values)
     try:
         return torch.from_numpy(values)
     except TypeError:

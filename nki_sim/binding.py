@@ -1,8 +1,7 @@
 """Which ``nki`` is bound: AWS's where the Neuron SDK is installed, ours otherwise.
 
 The public package index carries an empty ``nki`` whose import fails ("WRONG PACKAGE"); it and our
-own
-registration are recognised as not the SDK. Nothing here runs the code of a package to find out
+own registration are recognised as not the SDK. Nothing here runs the code of a package to find out
 what it is.
 """
 
@@ -17,7 +16,16 @@ from types import ModuleType
 
 from nki_sim.errors import BindingError
 
-_NAMES = ("nki", "nki.language", "nki.isa", "nki.isa.constants", "nki.typing", "nki.collectives")
+_NAMES = (
+    "nki",
+    "nki.language",
+    "nki.isa",
+    "nki.isa.constants",
+    "nki.typing",
+    "nki.meta",
+    "nki.experimental",
+    "nki.collectives",
+)
 
 
 def find_sdk() -> ModuleSpec | None:
@@ -88,7 +96,7 @@ def build_modules() -> dict[str, ModuleType]:
         source, is_package = sources[name]
         module = ModuleType(name, source.__doc__)
         for key, value in vars(source).items():
-            if not key.startswith("__"):
+            if not key.startswith("__") or key == "__getattr__":
                 setattr(module, key, value)
         spec = ModuleSpec(name, None, origin=source.__file__, is_package=is_package)
         module.__spec__ = spec

@@ -1,5 +1,4 @@
-"""Checks that many instructions share: what a legal on-chip operand is, and how operands must
-agree."""
+"""Checks that many instructions share: what an operand may be, and how operands must agree."""
 
 from __future__ import annotations
 

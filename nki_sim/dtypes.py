@@ -119,6 +119,9 @@ ALL: dict[str, DType] = {
     )
 }  # fmt: skip
 
+LOW_PRECISION = (bfloat16, float16, float8_e4m3, float8_e4m3fn, float8_e5m2)
+"""Stored as float32 under ``NKI_PRECISE_FP=0`` (NKI CPU Simulator guide)."""
+
 FP8 = (float8_e4m3, float8_e4m3fn, float8_e5m2)
 
 _FROM_NUMPY = {d.numpy: d for d in ALL.values() if d.kind in (FLOAT, INT, UINT) and d.exact}

@@ -58,6 +58,12 @@ class nc_version(Enum):
     gen3 = 3
     gen4 = 4
 
+    def __lt__(self, other: nc_version) -> bool:
+        return self.value < other.value
+
+    def __le__(self, other: nc_version) -> bool:
+        return self.value <= other.value
+
 
 class dma_engine(Enum):
     """Who moves the bytes of a ``sendrecv``."""

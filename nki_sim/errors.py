@@ -9,8 +9,7 @@ class SimulatorError(Exception):
 
 
 class NkiValidationError(Exception):
-    """A documented hardware or language constraint is broken (the name that ``nki.isa``
-    exports)."""
+    """A documented constraint is broken (the name that ``nki.isa`` exports)."""
 
 
 class RuleError(NkiValidationError, AssertionError):
@@ -52,6 +51,10 @@ class DeadlockError(SimulatorError):
     """The cores of one launch wait for each other and none can go on."""
 
 
+class ShapesOnlyError(SimulatorError):
+    """A launch that records shapes only met control flow or an address that depends on data."""
+
+
 class BindingError(ImportError):
     """The simulator cannot take the name ``nki``, for instance because the real SDK owns it."""
 
@@ -61,5 +64,4 @@ class UnwrittenReadWarning(UserWarning):
 
 
 class AdviceWarning(UserWarning):
-    """Legal here, but a documented difference makes it fragile on hardware or on other NKI
-    versions."""
+    """Legal here, but documented to be fragile on hardware or on other NKI versions."""

@@ -11,12 +11,15 @@ import numpy as np
 
 from nki_sim import rules
 from nki_sim.arrays import Argument, is_array, is_torch, to_numpy, to_torch
+from nki_sim.errors import SimulatorError
 from nki_sim.launch import run_cores
+from nki_sim.loop_memory import check_loop_memory
 from nki_sim.machine import Core, Launch, current_or_none
 from nki_sim.memory import HBM, NEVER, PRIVATE_HBM
 from nki_sim.targets import Target, get_target
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import Trace
+from nki_sim.usage import check_capacity
 
 
 class Kernel:
@@ -26,9 +29,15 @@ class Kernel:
     is an ordinary function call.
     """
 
-    def __init__(self, function: Callable[..., Any], lnc: int = 1) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        lnc: int = 1,
+        schedule: tuple[tuple[str, tuple[str, ...]], ...] = (),
+    ) -> None:
         self.func = function
         self.lnc = lnc
+        self.schedule = schedule
         functools.update_wrapper(self, function)
 
     def __getitem__(self, lnc: Any) -> Kernel:
@@ -37,7 +46,25 @@ class Kernel:
             lnc = lnc[0]
         if lnc.__class__ is not int:
             raise TypeError(f"kernel[{lnc!r}]: the launch grid is one integer, the number of cores")
-        return Kernel(self.func, lnc)
+        return Kernel(self.func, lnc, self.schedule)
+
+    def with_schedule(self, edges: Any) -> Kernel:
+        """The kernel with more order among its named instructions (Scheduling APIs guide).
+
+        Args:
+            edges: pairs (name, name or names): the first instruction runs after the others. The
+                record keeps them beside those of ``depends_on``; simulation is in program order.
+        """
+        schedule = []
+        for edge in edges:
+            if not (isinstance(edge, (tuple, list)) and len(edge) == 2):
+                raise TypeError(f"with_schedule: {edge!r} is not a pair of instruction names")
+            dependent, producers = edge
+            names = (producers,) if isinstance(producers, str) else tuple(producers)
+            if not all(isinstance(n, str) for n in (dependent, *names)):
+                raise TypeError(f"with_schedule: {edge!r} holds something that is not a name")
+            schedule.append((dependent, names))
+        return Kernel(self.func, self.lnc, tuple(schedule))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_or_none() is not None:
@@ -67,6 +94,7 @@ class Simulation:
         target: generation or instance family; default as ``targets.get_target`` says.
         trace: a ``Trace`` to fill.
         exact_matmul: sum matmuls in an order that does not depend on tile shapes (slower).
+        shapes_only: check and record every instruction but compute nothing; the call returns None.
     """
 
     def __init__(
@@ -75,14 +103,28 @@ class Simulation:
         target: str | Target | None = None,
         trace: Trace | None = None,
         exact_matmul: bool = False,
+        shapes_only: bool = False,
     ) -> None:
         self.kernel = kernel if isinstance(kernel, Kernel) else Kernel(kernel)
         self._target = target
         self._trace = trace
         self._exact_matmul = exact_matmul
+        self._shapes_only = shapes_only
+        self._prepared: Launch | None = None
+
+    def keep_calls(self) -> Launch:
+        """Prepare a launch that keeps every instruction for ``replay``; the next call uses it."""
+        trace = Trace() if self._trace is None else self._trace
+        self._prepared = Launch(
+            get_target(self._target), trace, self.kernel.lnc, self._exact_matmul
+        )
+        self._prepared.calls = []
+        return self._prepared
 
     def __getitem__(self, lnc: Any) -> Simulation:
-        return Simulation(self.kernel[lnc], self._target, self._trace, self._exact_matmul)
+        return Simulation(
+            self.kernel[lnc], self._target, self._trace, self._exact_matmul, self._shapes_only
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kernel = self.kernel
@@ -90,7 +132,9 @@ class Simulation:
         if not 1 <= kernel.lnc <= target.max_lnc:
             rules.broken(rules.KERNEL_LNC, "lnc", kernel.lnc, target.generation)
         trace = Trace() if self._trace is None else self._trace
-        launch = Launch(target, trace, kernel.lnc, self._exact_matmul)
+        launch, self._prepared = self._prepared, None
+        if launch is None:
+            launch = Launch(target, trace, kernel.lnc, self._exact_matmul, self._shapes_only)
         names = _names(kernel.func, args)
         seen: dict[int, Argument] = {}
         torch_result = False
@@ -115,11 +159,38 @@ class Simulation:
         cores = [Core(launch, i) for i in range(kernel.lnc)]
         results = run_cores(cores, kernel.func, inputs, keywords)
         trace.instructions.sort(key=lambda i: i.index)
+        _order(trace, kernel.schedule)
+        if self._shapes_only:
+            return None
+        check_capacity(trace, target)
+        check_loop_memory(trace)
         arguments = list(seen.values())
         output = _collect(results[0], arguments, cores[0], torch_result)
         for argument in arguments:
             argument.finish()
         return output
+
+
+def _order(trace: Trace, schedule: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    """Write the edges of ``with_schedule`` into the record.
+
+    Raises:
+        SimulatorError: where an instruction of that name does not exist or runs earlier.
+    """
+    for dependent, producers in schedule:
+        for producer in producers:
+            pairs = [[i for i in trace if i.name == name] for name in (dependent, producer)]
+            for name, found in zip((dependent, producer), pairs, strict=True):
+                if not found:
+                    raise SimulatorError(f"with_schedule: no instruction is named {name!r}")
+            for late in pairs[0]:
+                before = [e.index for e in pairs[1] if e.core == late.core]
+                if before and min(before) > late.index:
+                    raise SimulatorError(
+                        f"with_schedule: {dependent!r} is to run after {producer!r}, which the "
+                        "kernel issues later; an order against program order is not simulated"
+                    )
+                late.after = (*late.after, *(i for i in before if i < late.index))
 
 
 def _names(function: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
@@ -146,6 +217,8 @@ def _collect(result: Any, arguments: list[Argument], core: Core, as_torch: bool)
         if (state == NEVER) if isinstance(state, int) else not state.all():
             core.note("unwritten-output", f"returned {result.access!r} has elements nothing wrote")
         return to_torch(result) if as_torch else to_numpy(result)
+    if isinstance(result, tuple) and hasattr(result, "_fields"):  # a named tuple
+        return type(result)(*(_collect(r, arguments, core, as_torch) for r in result))
     if isinstance(result, (tuple, list)):
         return type(result)(_collect(r, arguments, core, as_torch) for r in result)
     if isinstance(result, dict):

@@ -1,5 +1,4 @@
-"""The running simulation: one ``Launch`` per kernel call, one ``Core`` per physical NeuronCore in
-it.
+"""The running simulation: a ``Launch`` for each kernel call, with a ``Core`` for each NeuronCore.
 
 Which core executes is a context variable, so that simulations in different threads never mix and
 nothing global changes. A core keeps the little state that crosses instructions (accumulators,
@@ -8,16 +7,19 @@ random state) and writes the record.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import threading
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from nki_sim import rules
-from nki_sim.dtypes import DType
+from nki_sim import races, rules
+from nki_sim.dtypes import LOW_PRECISION, DType, float32
 from nki_sim.errors import AdviceWarning, SimulatorError, UnwrittenReadWarning
 from nki_sim.memory import (
     HBM,
@@ -32,6 +34,7 @@ from nki_sim.memory import (
     MemoryRegion,
     Storage,
 )
+from nki_sim.placement import place
 from nki_sim.targets import PARTITIONS, PSUM_BANK_BYTES, PSUM_PARTITION_BYTES, Target
 from nki_sim.trace import Finding, Instruction, NkiInstruction, Trace, kernel_frame, kernel_line
 
@@ -63,6 +66,59 @@ def current_or_none() -> Core | None:
     return _CORE.get(None)
 
 
+class _RecordedError(Exception):
+    """Leaves an instruction after it was recorded, where a launch records shapes only."""
+
+    def __init__(self, made: NkiInstruction) -> None:
+        self.made = made
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def instruction(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """An instruction whose arithmetic, all that follows its ``issue``, a launch may leave out."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        core = _CORE.get(None)
+        if core is None or not core.launch.shapes_only:
+            if core is not None and core.launch.calls is not None:
+                return _kept(core, function, args, kwargs)
+            return function(*args, **kwargs)
+        core.stop_at_issue = True
+        try:
+            return function(*args, **kwargs)
+        except _RecordedError as recorded:
+            return recorded.made  # type: ignore[return-value]
+        finally:
+            core.stop_at_issue = False
+
+    return call
+
+
+def sequenced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """An instruction that a launch always executes: what the kernel does next depends on it."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        core = _CORE.get(None)
+        if core is None or core.launch.calls is None:
+            return function(*args, **kwargs)
+        return _kept(core, function, args, kwargs)
+
+    return call
+
+
+def _kept(core: Core, function: Callable[..., _R], args: Any, kwargs: Any) -> _R:
+    """Execute an instruction and keep it, so that ``replay`` can execute it again."""
+    made = function(*args, **kwargs)
+    assert core.launch.calls is not None
+    core.launch.calls.append((function, args, kwargs))
+    return made
+
+
 class Launch:
     """One kernel call: its target, its record, and what its cores share.
 
@@ -72,21 +128,46 @@ class Launch:
         lnc: physical cores in the launch.
         exact_matmul: sum matmuls in a fixed order, so that a result never depends on the tile's
             shape.
+        shapes_only: check and record instructions but compute nothing.
+        precise: round low-precision floats; where False they are kept as float32
+            (``NKI_PRECISE_FP=0``).
+        calls: where not None, every executed instruction is kept here, for ``replay``.
+        storages: with ``calls``, every storage of the launch.
     """
 
-    def __init__(self, target: Target, trace: Trace, lnc: int, exact_matmul: bool = False) -> None:
+    def __init__(
+        self,
+        target: Target,
+        trace: Trace,
+        lnc: int,
+        exact_matmul: bool = False,
+        shapes_only: bool = False,
+    ) -> None:
         self.target = target
         self.trace = trace
         self.lnc = lnc
         self.exact_matmul = exact_matmul
+        self.shapes_only = shapes_only
+        self.precise = os.environ.get("NKI_PRECISE_FP", "1") != "0"
+        self.calls: list[tuple[Callable[..., Any], Any, Any]] | None = None
+        self.storages: list[Storage] = []
         self.lock = threading.Lock()
         self.indices = itertools.count()
         self.shared: list[Storage] = []
         self.placed: dict[tuple[int, MemoryRegion], np.ndarray] = {}
         self.warned: set[tuple[str, str]] = set()
         self.baton: Any = None
+        self.mailbox: dict[Any, Any] = {}
+        self.visits: dict[Any, int] = {}
+        self.epochs = [0] * lnc
+        self.neighbours: dict[tuple[int, MemoryRegion], list[Any]] = {}
+        self.footprints: dict[int, Any] = {}
         trace.target = target.generation
         trace.cores = lnc
+
+    def epoch(self, core: int) -> None:
+        """Count a meeting of the cores: accesses on both sides of it are ordered."""
+        self.epochs[core] += 1
 
     def allocation(self, *args: Any, **kwargs: Any) -> Allocation:
         """Register an allocation under the next free number."""
@@ -104,6 +185,11 @@ class Core:
         scalar_accumulator: ScalarE's reduce registers, float32 [128].
         vector_accumulator: VectorE's accumulator, float32 [128], or None while it is undefined.
         loops: identifiers of the dynamic loops being executed, outermost first.
+        ordered: how many ``nl.no_reorder`` blocks are open.
+        constants: rows of ones that ``nl`` functions made, by length.
+        affine: (loop, iteration) of the ``nl.affine_range`` loops being executed.
+        slot: tensors and loops met so far by the kernel and by each body of the open dynamic loops:
+            the same in every iteration, so that it names a declaration in a body.
     """
 
     def __init__(self, launch: Launch, id: int = 0) -> None:
@@ -116,7 +202,13 @@ class Core:
         self.vector_accumulator: np.ndarray | None = None
         self.random: dict[str, Any] = {}
         self.loops: tuple[int, ...] = ()
+        self.loop_count = 0
+        self.slot: list[int] = [0]
+        self.affine: tuple[tuple[int, int], ...] = ()
+        self.ordered = 0
         self.issued = 0
+        self.stop_at_issue = False
+        self.constants: dict[int, NkiTensor] = {}
         self._shared_seen = 0
 
     # ------------------------------------------------------------------ memory
@@ -130,6 +222,29 @@ class Core:
         address: tuple[int, int] | None = None,
     ) -> Storage:
         """A fresh tensor's storage; a shared HBM tensor is the same one on both cores."""
+        storage = self._allocate(shape, dtype, space, name, address)
+        frame = kernel_frame()
+        if frame is not None:
+            storage.info.site = (frame.f_code, frame.f_lasti)
+        if self.loops and address is None:
+            storage.info.slot = tuple(self.slot)
+            self.slot[-1] += 1
+        if not self.launch.precise and dtype in LOW_PRECISION:
+            if address is not None:
+                raise NotImplementedError("NKI_PRECISE_FP=0 with address=")
+            storage.carrier = float32.numpy
+        if self.launch.calls is not None:
+            self.launch.storages.append(storage)
+        return storage
+
+    def _allocate(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        space: MemoryRegion,
+        name: str,
+        address: tuple[int, int] | None,
+    ) -> Storage:
         if space is SHARED_HBM and self.launch.lnc > 1:
             return self._allocate_shared(shape, dtype, name)
         if space is SBUF or space is PSUM:
@@ -163,8 +278,7 @@ class Core:
             )
 
     def _allocate_shared(self, shape: tuple[int, ...], dtype: DType, name: str) -> Storage:
-        """The k-th shared allocation of one core is the k-th of the other: both run the same
-        program."""
+        """The k-th shared allocation of one core is the other's k-th: both run the same program."""
         launch, k = self.launch, self._shared_seen
         self._shared_seen += 1
         if k < len(launch.shared):
@@ -172,10 +286,8 @@ class Core:
             if storage.info.shape != shape or storage.info.dtype is not dtype:
                 raise SimulatorError(
                     f"{kernel_line()}: core {self.id} declares shared_hbm tensor {k} as {shape} "
-                    f"{dtype}, "
-                    f"another core as {storage.info.shape} {storage.info.dtype}; the cores of one "
-                    "launch "
-                    "run the same control flow (nki/get-started/about/lnc.rst)"
+                    f"{dtype}, another core as {storage.info.shape} {storage.info.dtype}; the "
+                    "cores of one launch run the same control flow (nki/get-started/about/lnc.rst)"
                 )
             return storage
         storage = Storage(
@@ -215,6 +327,7 @@ class Core:
         storage = Storage(info, memory)
         storage.pitch = size
         storage.base = partition * size + byte
+        storage.placed = place(info, self.launch.neighbours.setdefault(key, []))
         return storage
 
     # ------------------------------------------------------------------ record
@@ -234,10 +347,27 @@ class Core:
         frame = kernel_frame()
         index = next(self.launch.indices)
         self.issued = index + 1
+        for _, t in (*writes, *reads):
+            if t.index is not None and t.index.index.__class__ is t.__class__:
+                reads = (*reads, ("index", t.index.index))  # where a run-time address comes from
         for label, t in reads:
-            seen = t.storage.state
+            storage = t.storage
+            seen = storage.state
             if seen.__class__ is not int or seen == NEVER:
                 self._note_unwritten(opcode, label, t, index)
+            info = storage.info
+            if info.first is None:
+                info.first = index
+            info.last = index
+            if storage.placed is not None:
+                self._check_placed(label, t)
+        for _, t in writes:
+            info = t.storage.info
+            if info.first is None:
+                info.first = index
+            info.last = index
+        if self.launch.lnc > 1:
+            self._check_races(writes, reads)
         record = Instruction(
             index,
             self.id,
@@ -252,13 +382,38 @@ class Core:
             0 if frame is None else frame.f_lasti,
             self.loops,
         )
+        if self.ordered:
+            record.attrs["no_reorder"] = True
+        if self.affine:
+            record.attrs["affine"] = self.affine
         self.trace.instructions.append(record)
         for label, t in writes:
             if t.storage.state.__class__ is not int or t.storage.state != state:
                 self._mark(t, state, label)
+            if t.storage.placed is not None:
+                t.storage.placed.wrote(t.access, index)
         handle = object.__new__(NkiInstruction)
         handle.handle = record
+        if self.stop_at_issue:
+            raise _RecordedError(handle)
         return handle
+
+    def _check_placed(self, label: str, t: NkiTensor) -> None:
+        spoiled = t.storage.placed.spoiled(t.access)
+        if spoiled is not None:
+            by, index = spoiled
+            file, line = self.trace.instructions[index].source
+            rules.broken(
+                rules.MEMORY_OVERLAP, label, t.access, f"{by!r} was written there at {file}:{line}"
+            )
+
+    def _check_races(self, writes: Operands, reads: Operands) -> None:
+        for label, t in reads:
+            if t.buffer is SHARED_HBM:
+                races.check(self, t, label, writes=False)
+        for label, t in writes:
+            if t.buffer is SHARED_HBM:
+                races.check(self, t, label, writes=True)
 
     def _mark(self, t: NkiTensor, state: int, label: str) -> None:
         storage = t.storage
@@ -277,7 +432,7 @@ class Core:
 
     def _note_unwritten(self, opcode: str, label: str, t: NkiTensor, index: int) -> None:
         storage = t.storage
-        if t.index is not None or storage.pitch != storage.info.partition_bytes:
+        if t.index is not None:
             return
         if not isinstance(storage.state, int) and (
             storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize).all()
@@ -300,14 +455,15 @@ class Core:
         index: int | None = None,
         category: type[Warning] = AdviceWarning,
     ) -> None:
-        """Keep a finding in the trace and warn once per kind and line."""
+        """Keep a finding in the trace and warn, once per kind and line."""
         line = kernel_line()
+        if (kind, line) in self.launch.warned:
+            return
+        self.launch.warned.add((kind, line))
         self.trace.findings.append(
             Finding(kind, text, self.issued if index is None else index, line)
         )
-        if (kind, line) not in self.launch.warned:
-            self.launch.warned.add((kind, line))
-            warnings.warn(f"{line}: {text}", category, stacklevel=2)
+        warnings.warn(f"{line}: {text}", category, stacklevel=2)
 
     def states_of(self, t: NkiTensor) -> int | np.ndarray:
         """State of the elements of a view: one number where all agree, else an array."""

@@ -10,11 +10,13 @@ the PSUM accumulation rules and the reports of never-written reads need.
 from __future__ import annotations
 
 from enum import Enum
+from types import CodeType
 from typing import Any
 
 import numpy as np
 
-from nki_sim.dtypes import DType
+from nki_sim.dtypes import DType, float32
+from nki_sim.source import source_line
 
 
 class MemoryRegion(Enum):
@@ -57,11 +59,16 @@ class Allocation:
         core: the core that allocated it (shared HBM: the first one).
         born: index of the first instruction issued after the declaration.
         argument: True where it is an argument of the kernel.
+        first, last: indices of the first and last instruction that touched it (None where none
+            did).
+        site: where the kernel declared it, for ``source``.
+        slot: which declaration of a dynamic loop's body it stems from (None outside such loops):
+            on the device, those of all iterations are one tensor.
     """
 
     __slots__ = (
-        "argument", "born", "byte0", "core", "dtype", "id", "name", "nbytes", "partition0",
-        "partition_bytes", "partitions", "shape", "space",
+        "argument", "born", "byte0", "core", "dtype", "first", "id", "last", "name", "nbytes",
+        "partition0", "partition_bytes", "partitions", "shape", "site", "slot", "space",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +91,10 @@ class Allocation:
         self.core = core
         self.born = born
         self.argument = argument
+        self.first: int | None = None
+        self.last: int | None = None
+        self.site: tuple[CodeType, int] | None = None
+        self.slot: tuple[int, ...] | None = None
         size = 1
         for n in shape:
             size *= n
@@ -97,6 +108,11 @@ class Allocation:
         self.partition0: int | None
         self.byte0: int | None
         self.partition0, self.byte0 = address if address is not None else (None, None)
+
+    @property
+    def source(self) -> tuple[str, int]:
+        """(file, line) of the kernel statement that declared it."""
+        return source_line(*(self.site or (None, 0)))
 
     def __repr__(self) -> str:
         label = f" {self.name!r}" if self.name else ""
@@ -115,7 +131,7 @@ class Storage:
         state: one state for all elements, or an array with one state per element of ``info.dtype``.
     """
 
-    __slots__ = ("_data", "base", "info", "pitch", "state")
+    __slots__ = ("_data", "base", "carrier", "info", "initial", "pitch", "placed", "state")
 
     def __init__(
         self, info: Allocation, data: np.ndarray | None = None, state: int = NEVER
@@ -125,12 +141,20 @@ class Storage:
         self.pitch = info.partition_bytes
         self.base = 0
         self.state: Any = state
+        self.carrier: np.dtype[Any] | None = None  # float32 under NKI_PRECISE_FP=0
+        self.placed: Any = None  # a placement.Placed where address= was given
+        self.initial: np.ndarray | None = None  # bytes a replay starts from (arguments, constants)
 
     @property
     def data(self) -> np.ndarray:
         data = self._data
         if data is None:
-            data = self._data = fresh_bytes(self.info.nbytes, self.info.dtype)
+            info = self.info
+            if self.carrier is None:
+                data = fresh_bytes(info.nbytes, info.dtype)
+            else:
+                data = fresh_bytes(info.nbytes // info.dtype.itemsize * 4, float32)
+            self._data = data
         return data
 
     @property

@@ -1,5 +1,4 @@
-"""How engines read and write numbers: float32 inside, rounded to the destination's dtype on the
-way out.
+"""How engines read and write numbers: float32 inside, rounded to the destination's dtype.
 
 "Vector and scalar engines cast to float32, compute in float32, and cast the result to the output
 dtype at no cost" (trainium_inferentia2_arch.rst; nki.isa, Data types). Casting rounds to nearest
@@ -16,6 +15,7 @@ from nki_sim.dtypes import BOOL, DType, float32, round_tf32, tfloat32, to_intege
 from nki_sim.tensor import NkiTensor
 
 F32 = np.float32
+_WIDE = np.dtype(np.float32)
 
 
 def read32(t: NkiTensor) -> np.ndarray:
@@ -31,9 +31,13 @@ def as_shape(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return values if values.shape == shape else values.reshape(shape)
 
 
-def convert(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Float or boolean values as elements of ``dtype``."""
-    if dtype is float32:
+def convert(values: np.ndarray, dtype: DType, carrier: np.dtype[Any]) -> np.ndarray:
+    """Float or boolean values as elements of ``dtype``, to be stored as ``carrier``.
+
+    The carrier is ``dtype.numpy``, or float32 where low-precision floats are not rounded
+    (``NKI_PRECISE_FP=0``).
+    """
+    if dtype is float32 or (carrier is _WIDE and dtype.is_float and dtype.exact):
         return values
     if dtype is tfloat32:
         return round_tf32(values.astype(F32, copy=False))
@@ -54,7 +58,7 @@ def write(t: NkiTensor, values: np.ndarray) -> None:
     if t.dtype is float32:
         out[...] = values
     else:
-        out[...] = convert(values, t.dtype)
+        out[...] = convert(values, t.dtype, out.dtype)
 
 
 def write_exact(t: NkiTensor, values: np.ndarray, source: DType) -> None:
@@ -66,7 +70,7 @@ def write_exact(t: NkiTensor, values: np.ndarray, source: DType) -> None:
     if t.dtype is source:
         out[...] = values
     else:
-        out[...] = convert(values.astype(F32), t.dtype)
+        out[...] = convert(values.astype(F32), t.dtype, out.dtype)
 
 
 def scalar32(value: Any) -> np.float32:

@@ -1,5 +1,4 @@
-"""``NKIObject``, the base class of everything a kernel may hold, with the constructor that NKI
-generates.
+"""``NKIObject``, the base class of what a kernel may hold, with the constructor NKI generates.
 
 The language guide ("Class Support") says that NKI builds ``__init__`` from the class body: every
 class attribute, annotated or not, becomes an optional keyword, required fields may be left out,
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 from typing import Any
 
 
@@ -48,9 +48,9 @@ def _fields(cls: type) -> dict[str, Any]:
         for name in inspect.get_annotations(klass):
             fields.setdefault(name, None)
         for name, value in klass.__dict__.items():
-            if name.startswith("__") or callable(value):
+            if name.startswith("__") or (callable(value) and name not in fields):
                 continue
-            if isinstance(value, (property, staticmethod, classmethod)):
+            if isinstance(value, (property, staticmethod, classmethod, types.MemberDescriptorType)):
                 continue
             if name in fields or not name.startswith("_"):
                 fields[name] = value

@@ -1,8 +1,7 @@
 """The element-wise functions of ``nki.language``, which also serve as the operators of ``nki.isa``.
 
 Called on tiles, each makes a new SBUF tile with one or a few instructions. Passed as ``op=``, it
-is only a
-name: the engines look their own definition up in ``alu`` and ``activations``.
+is only a name: the engines look their own definition up in ``alu`` and ``activations``.
 """
 
 from __future__ import annotations
@@ -408,8 +407,7 @@ def _sine(x: Any, shift: float, dtype: DType) -> NkiTensor:
 
 
 def _rounded(x: NkiTensor) -> NkiTensor:
-    """x rounded to an integer, as float32: through an int32 tile (values beyond 32 bits
-    saturate)."""
+    """x rounded to an integer, as float32, through an int32 tile (beyond 32 bits it saturates)."""
     return copy(copy(x, dtype=int32), dtype=float32)
 
 

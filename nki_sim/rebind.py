@@ -2,8 +2,7 @@
 
 The module's source is executed a second time in a private namespace whose ``import nki`` yields the
 simulator. Modules that it imports and that use ``nki`` themselves get private copies the same way;
-all
-others are the ones already loaded. ``sys.modules`` stays as it is.
+all others are the ones already loaded. ``sys.modules`` stays as it is.
 """
 
 from __future__ import annotations

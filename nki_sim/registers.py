@@ -17,15 +17,15 @@ class VirtualRegister(NKIObject):
     """
 
     _nki_native_ = True
-    __slots__ = ("_value", "frozen")
+    __slots__ = ("_first", "_value", "frozen")
 
     def __init__(self, state: Any = None, frozen: bool = False) -> None:
-        self._value = None if state is None else _wrap32(state)
+        self._value = self._first = None if state is None else _wrap32(state)
         self.frozen = frozen
 
     @property
-    def value(self) -> int:
-        """The integer held.
+    def value(self) -> Any:
+        """The number held: an integer, or a float loaded from a float tensor.
 
         Raises:
             ValueError: where nothing was ever moved or loaded into the register.
@@ -33,6 +33,10 @@ class VirtualRegister(NKIObject):
         if self._value is None:
             raise ValueError("the register is read before anything was moved or loaded into it")
         return self._value
+
+    def restart(self) -> None:
+        """Go back to the value the register was allocated with."""
+        self._value = self._first
 
     def write(self, value: Any) -> None:
         """Replace the value, as the register instructions do."""
@@ -45,9 +49,9 @@ class VirtualRegister(NKIObject):
 
     def __int__(self) -> int:
         raise TypeError(
-            "a VirtualRegister holds a run-time value and does not convert to a Python int; use "
-            "it as a "
-            "loop bound, a condition or a scalar_offset (NKI 0.6 stub, nki.isa.VirtualRegister)"
+            "a VirtualRegister holds a run-time value and does not convert to a Python int; use it "
+            "as a loop bound, a condition or a scalar_offset (NKI 0.6 stub, "
+            "nki.isa.VirtualRegister)"
         )
 
     __index__ = __int__
@@ -56,9 +60,11 @@ class VirtualRegister(NKIObject):
         return f"VirtualRegister({self._value}{', frozen' if self.frozen else ''})"
 
 
-def _wrap32(value: Any) -> int:
+def _wrap32(value: Any) -> int | float:
     """The low 32 bits as a signed integer (uint32 values beyond 2**31 keep their sign-less
     value)."""
+    if isinstance(value, float):
+        return value
     value = int(value)
     if not -(2**31) <= value < 2**32:
         raise ValueError(f"register value {value} does not fit 32 bits")

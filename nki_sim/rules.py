@@ -88,8 +88,7 @@ AP_BOUNDS = _rule("ap.bounds", "an access pattern stays inside its storage", f"{
 AP_DYNAMIC = _rule(
     "ap.dynamic",
     "scalar_offset and vector_offset exclude each other; a vector offset is an SBUF tensor that "
-    "indexes "
-    "dimension 0 of an HBM tensor, and an indirect view is not indexed again",
+    "indexes dimension 0 of an HBM tensor, and an indirect view is not indexed again",
     f"{_AP}, Dynamic Access",
 )
 
@@ -194,8 +193,7 @@ REDUCE_CMD = _rule(
 REDUCE_STATE = _rule(
     "reduce.state",
     "reduce_cmd.reduce continues an accumulation; after an instruction that ran with idle the "
-    "accumulator "
-    "is undefined",
+    "accumulator is undefined",
     "nki.isa.select_reduce, NKI 0.6, Accumulator behavior",
 )
 REDUCE_DST = _rule(
@@ -239,8 +237,7 @@ MATMUL_BANK = _rule(
 MATMUL_ACCUMULATE = _rule(
     "matmul.accumulate",
     "accumulate=True adds to a location that a matmul has written before; on gen2 and gen3 not to "
-    "one "
-    "initialised by another instruction",
+    "one initialised by another instruction",
     _isa("nc_matmul") + ", Accumulation mode",
 )
 MATMUL_TILING = _rule(
@@ -309,6 +306,103 @@ DMA_ENGINE = _rule(
     "dma.engine", "engine is sync or scalar and only given with dge_mode.hwdge", _isa("dma_copy")
 )
 DMA_PRIORITY = _rule("dma.priority", "priority is 0 to 3 and exists on gen4 only", _isa("dma_copy"))
+
+DMA_TRANSPOSE = _rule(
+    "dma.transpose",
+    "a DMA transpose swaps the first and last of 2 to 4 dimensions into a dst of exactly that "
+    "shape; hardware descriptors and gathers have further limits on sizes and dtypes",
+    _isa("dma_transpose"),
+)
+DMA_COMPUTE = _rule(
+    "dma.compute",
+    "dma_compute adds 1 to 16 sources with scales of 1.0; with a vector offset exactly 2, unique "
+    "indices",
+    _isa("dma_compute"),
+)
+DMA_UNIQUE = _rule(
+    "dma.unique-indices",
+    "a promise of unique indices holds",
+    _isa("dma_compute") + ", unique_indices",
+)
+
+# --- searches, statistics, movement
+SEARCH_SIZE = _rule("search.size", "8 to 16384 elements per partition are searched", _isa("max8"))
+SEARCH_EIGHT = _rule(
+    "search.eight", "exactly 8 values or positions per partition", _isa("nc_find_index8")
+)
+BN_STATS = _rule(
+    "bn.sizes",
+    "bn_stats gives 6 numbers of at most 512 elements; bn_aggr 2 numbers of triples",
+    _isa("bn_stats"),
+)
+SHUFFLE_MASK = _rule(
+    "shuffle.mask",
+    "32 entries, each a partition of src's quadrant (0 to 31) or 255",
+    _isa("nc_stream_shuffle"),
+)
+GATHER = _rule(
+    "gather.sizes",
+    "local_gather works on groups of 16 partitions, at most 4096 indices each, 1 to 32 elements "
+    "an index",
+    _isa("local_gather"),
+)
+GATHER_BOUNDS = _rule(
+    "gather.bounds", "gathered positions lie inside the partition", _isa("nc_n_gather")
+)
+TOPK = _rule(
+    "topk.sizes",
+    "8 <= n < 65536, 1 <= K < 32768, K <= n, partitions a multiple of 16",
+    _isa("topk"),
+)
+SEQUENCE_BOUNDS = _rule(
+    "sequence_bounds.shape", "segment_ids are (1, n) and dst is (1, 2, n)", _isa("sequence_bounds")
+)
+SEED = _rule(
+    "random.state",
+    "a seed is one 32-bit value, a state 6 (GpSimd) or 24 (Vector) uint32 words",
+    _isa("set_rng_seed") + "; nki.isa.rand_set_state",
+)
+
+# --- loops and cores
+LOOP_STEP = _rule(
+    "loop.step",
+    "the step of a dynamic loop is a positive compile-time integer",
+    "nki/deep-dives/nki-dynamic-loops.rst",
+)
+LOOP_MEMORY = _rule(
+    "loop.memory",
+    "a tensor declared in the body of a dynamic loop is one tensor in all iterations: its value is "
+    "not read after a later iteration wrote it",
+    "nki/deep-dives/nki-dynamic-loops.rst",
+)
+LOOP_NO_REORDER = _rule(
+    "loop.no-reorder",
+    "no dynamic loop stands inside nl.no_reorder()",
+    "nki.language.no_reorder, NKI 0.6",
+)
+CORES = _rule(
+    "cores",
+    "barriers and sendrecv join cores 0 and 1 of an LNC2 launch",
+    _isa("core_barrier") + "; nki.isa.sendrecv",
+)
+
+# --- the launch as a whole
+MEMORY_CAPACITY = _rule(
+    "memory.capacity",
+    "the tensors alive at one time fit the memory (the compiler has nowhere to spill PSUM or SBUF)",
+    f"{_A1}, SBUF and PSUM sizes",
+)
+MEMORY_OVERLAP = _rule(
+    "memory.overlap",
+    "a placed tensor's value is not read after another tensor was written to the same addresses",
+    "nki/migration/index.rst, direct allocation",
+)
+RACE = _rule(
+    "race",
+    "two cores do not touch the same shared_hbm elements, one of them writing, without a barrier "
+    "between",
+    _isa("core_barrier") + "; nki/get-started/about/lnc.rst",
+)
 
 # --- kernels
 KERNEL_OUTPUT = _rule(

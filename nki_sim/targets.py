@@ -1,5 +1,4 @@
-"""The NeuronCore generations that can be simulated, with the sizes that decide what is legal on
-each.
+"""The NeuronCore generations that can be simulated, with the sizes that are legal on each.
 
 The numbers and the public document behind each stand in ``data/targets.json``.
 """

@@ -64,6 +64,24 @@ class NkiTensor(TensorView):
         return start + (info.partition0 or 0)
 
     @property
+    def carrier(self) -> np.dtype[Any]:
+        """The NumPy dtype that holds the elements: the dtype's own, or float32 with
+        ``NKI_PRECISE_FP=0``.
+
+        Raises:
+            NotImplementedError: where that mode would have to reinterpret bits it does not keep.
+        """
+        wide = self.storage.carrier
+        if wide is None:
+            return self.dtype.numpy
+        if self.dtype is not self.storage.info.dtype:
+            raise NotImplementedError(
+                f"NKI_PRECISE_FP=0: {self.storage.info!r} is stored as float32 and cannot be "
+                f"viewed as {self.dtype}"
+            )
+        return wide
+
+    @property
     def values(self) -> np.ndarray:
         """The elements as a NumPy array over the storage's bytes (writes go through)."""
         if self.index is not None:
@@ -71,7 +89,8 @@ class NkiTensor(TensorView):
         values = self._values
         if values is None:
             storage = self.storage
-            item = self.dtype.itemsize
+            carrier = self.carrier
+            item = carrier.itemsize
             info = storage.info
             offset = self.offset * item
             strides = [s * item for s in self.strides]
@@ -80,7 +99,7 @@ class NkiTensor(TensorView):
                 offset = storage.base + partition * storage.pitch + byte
                 strides[0] = storage.pitch
             values = self._values = np.ndarray(
-                self.shape, self.dtype.numpy, storage.data, offset, tuple(strides)
+                self.shape, carrier, storage.data, offset, tuple(strides)
             )
         return values
 
@@ -285,8 +304,7 @@ class NkiTensor(TensorView):
         return self._view(shape, strides, offset, index=dynamic)
 
     def vector_select(self, dim: int, vector_offset: NkiTensor) -> NkiTensor:
-        """Row ``vector_offset[p]`` of an HBM tensor for each partition p (gather and scatter by
-        DMA)."""
+        """Row ``vector_offset[p]`` of an HBM tensor for each partition p, for DMA."""
         if dim != 0 or self.on_chip or self.index is not None:
             rules.broken(rules.AP_DYNAMIC, "vector_select", f"dim {dim} of {self.access!r}")
         check_vector_offset(vector_offset)

@@ -299,10 +299,10 @@ class TensorView(NKIObject):
         """An explicit access pattern ``[[stride, count], ...]`` over the storage, outermost first.
 
         ``offset`` counts elements from the start of the storage; None keeps this view's own (the
-        language
-        guide: "inherits the current view's storage offset ... an explicit integer to override";
-            the method's docstring speaks of adding to the base offset, which is the same for a
-            whole tensor). A scalar offset counts units of this view's dimension ``indirect_dim``.
+        language guide: "inherits the current view's storage offset ... an explicit integer to
+        override"; the method's docstring speaks of adding to the base offset, which is the same
+        for a whole tensor). A scalar offset counts units of this view's dimension
+        ``indirect_dim``.
         """
         new = self.dtype if dtype is None else as_dtype(dtype)
         if offset is None:

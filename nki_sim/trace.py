@@ -1,9 +1,8 @@
 """The record of a simulated launch: every instruction, in order, with what it read and wrote.
 
 The record stands on its own: without the simulator's memory it is enough to rebuild the
-    dependencies between instructions, the cycles of each engine, and the rows and bytes of each
-    DMA. Recording must cost little, so objects have slots and nothing is formatted until somebody
-    asks.
+dependencies between instructions, the cycles of each engine, and the rows and bytes of each DMA.
+Recording must cost little, so objects have slots and nothing is formatted until somebody asks.
 """
 
 from __future__ import annotations
@@ -17,14 +16,19 @@ from typing import Any
 from nki_sim.dtypes import DType
 from nki_sim.memory import Allocation, MemoryRegion
 from nki_sim.objects import NKIObject
+from nki_sim.source import source_line
 
 _HERE = str(Path(__file__).parent) + "/"
+_KERNELS = _HERE + "timeline/benchmarks.py"  # kernels that happen to live in the simulator
 
 
 def kernel_frame() -> FrameType | None:
     """The innermost Python frame outside the simulator, that is the statement of the kernel."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_HERE) or file == _KERNELS:
+            break
         frame = frame.f_back
     return frame
 
@@ -216,12 +220,7 @@ class Instruction:
     @property
     def source(self) -> tuple[str, int]:
         """(file, line) of the kernel statement that issued it."""
-        if self._code is None:
-            return "<unknown>", 0
-        for start, end, line in self._code.co_lines():
-            if start <= self._lasti < end and line is not None:
-                return self._code.co_filename, line
-        return self._code.co_filename, self._code.co_firstlineno
+        return source_line(self._code, self._lasti)
 
     @property
     def dma_bytes(self) -> int:
@@ -251,8 +250,7 @@ class Instruction:
 
 
 class Finding:
-    """Something worth telling about one instruction that is not an error: kind, text, instruction
-    index."""
+    """Something worth telling about one instruction that is not an error."""
 
     __slots__ = ("index", "kind", "line", "text")
 

@@ -1,2 +1,1 @@
-"""The engines of a NeuronCore, one module each; every function is the definition of one
-instruction."""
+"""The engines of a NeuronCore, one module each; a function is the definition of an instruction."""

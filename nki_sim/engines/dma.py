@@ -11,13 +11,14 @@ from nki_sim.dtypes import PACKED
 from nki_sim.enums import dge_mode as Dge
 from nki_sim.enums import engine as Engine
 from nki_sim.enums import oob_mode as Oob
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, current, instruction
 from nki_sim.memory import PSUM, WRITTEN
 from nki_sim.numerics import F32, convert
 from nki_sim.tensor import NkiTensor, scalar_value
 from nki_sim.trace import NkiInstruction
 
 
+@instruction
 def dma_copy(
     dst: NkiTensor,
     src: NkiTensor,
@@ -46,12 +47,11 @@ def dma_copy(
         )
     mode = descriptor_mode(core, dst, src, dge_mode, engine, priority)
     checks.member(oob_mode, Oob, "oob_mode")
-    reads: tuple[tuple[str, NkiTensor], ...] = (("src", src), *index_operands(dst, src))
     made = core.issue(
         "dma",
         "dma_copy",
         (("dst", dst),),
-        reads,
+        (("src", src),),
         src.size,
         name,
         {"dge_mode": mode, "oob_mode": oob_mode.name, "queue": engine.name, "priority": priority},
@@ -65,7 +65,7 @@ def dma_copy(
         if dst.dtype is src.dtype:
             out[...] = values
         else:
-            out[...] = convert(values.astype(F32), dst.dtype)
+            out[...] = convert(values.astype(F32), dst.dtype, out.dtype)
         return made
     _copy_dynamic(dst, src, skip)
     return made
@@ -76,15 +76,6 @@ def operand(t: Any, label: str) -> None:
     checks.tensor(t, label)
     if t.buffer is PSUM:
         rules.broken(rules.DMA_SPACE, label, t.buffer.value)
-
-
-def index_operands(*tensors: NkiTensor) -> tuple[tuple[str, NkiTensor], ...]:
-    """The tiles that run-time addresses are read from, as further operands."""
-    found = []
-    for t in tensors:
-        if t.index is not None and isinstance(t.index.index, NkiTensor):
-            found.append(("index", t.index.index))
-    return tuple(found)
 
 
 def descriptor_mode(
@@ -119,8 +110,9 @@ def _copy_dynamic(dst: NkiTensor, src: NkiTensor, skip: bool) -> None:
     source, keep = fetch(src, skip)
     if keep is None:
         return
-    values = source if dst.dtype is src.dtype else convert(source.astype(F32), dst.dtype)
-    put(dst, values.reshape(dst.shape), skip, keep)
+    if dst.dtype is not src.dtype:
+        source = convert(source.astype(F32), dst.dtype, dst.carrier)
+    put(dst, source.reshape(dst.shape), skip, keep)
 
 
 def fetch(src: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -178,7 +170,7 @@ def _rows(t: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """(flat elements, element index of each [row, ...], rows inside the tensor) of a
     vector-indirect view."""
     assert t.index is not None
-    flat = t.storage.data.view(t.dtype.numpy)
+    flat = t.storage.data.view(t.carrier)
     numbers = t.index.index.values.T.reshape(-1)[: t.shape[0]].astype(np.int64)
     if numbers.shape[0] != t.shape[0]:
         rules.broken(rules.AP_DYNAMIC, "vector_offset", t.index.index.shape, f"{t.shape[0]} rows")

@@ -9,13 +9,14 @@ import numpy as np
 from nki_sim import checks, rules
 from nki_sim.alu import alu_op
 from nki_sim.checks import SBUF_ONLY
-from nki_sim.machine import current
+from nki_sim.machine import current, instruction
 from nki_sim.numerics import F32, as_shape, convert, read32, write
 from nki_sim.ops import equal
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
 
 
+@instruction
 def iota(
     dst: NkiTensor,
     pattern: Any,
@@ -41,10 +42,11 @@ def iota(
     if dst.dtype.is_int:  # integers keep the bits of the 32-bit result
         out[...] = as_shape(values, dst.shape).astype(dst.dtype.numpy)
     else:
-        out[...] = convert(as_shape(values, dst.shape).astype(F32), dst.dtype)
+        out[...] = convert(as_shape(values, dst.shape).astype(F32), dst.dtype, out.dtype)
     return made
 
 
+@instruction
 def affine_select(
     dst: NkiTensor,
     pattern: Any,
@@ -89,7 +91,7 @@ def affine_select(
     keep = as_shape(comparison.fn(affine, 0) != 0, dst.shape)
     if dst.dtype is on_true_tile.dtype:
         data = as_shape(on_true_tile.values, dst.shape)
-        fill = convert(np.full((), on_false_value, F32), dst.dtype)
+        fill = convert(np.full((), on_false_value, F32), dst.dtype, data.dtype)
         dst.values[...] = np.where(keep, data, fill)
     else:
         write(dst, np.where(keep, as_shape(read32(on_true_tile), dst.shape), F32(on_false_value)))

@@ -1,5 +1,4 @@
-"""ScalarE: activation functions of a scaled and shifted tile, with a running sum along the free
-dimensions."""
+"""ScalarE: activation functions of a scaled and shifted tile, and their running sum."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from nki_sim.alu import op_name
 from nki_sim.alu import reduce_op as reducing_op
 from nki_sim.dtypes import tfloat32
 from nki_sim.enums import reduce_cmd as Reduce
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, current, instruction
 from nki_sim.numerics import F32, column, read32, write
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
@@ -47,8 +46,7 @@ def activation(
     reduce_cmd: Reduce = Reduce.idle,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = op(data * scale + bias)`` in float32, and optionally its sum along the free
-    dimensions.
+    """``dst = op(data * scale + bias)`` in float32, and its sum along the free dimensions.
 
     ``scale`` is a constant or a float32 [P, 1] vector; ``bias`` a [P, 1] vector, on gen3 and newer
     also a constant. ``reduce_cmd`` drives one register a partition: ``reset`` zeroes it,
@@ -70,8 +68,7 @@ def activation_reduce(
     scale: Any = 1.0,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``activation`` with ``reduce_cmd.reset_reduce``: dst and, in ``reduce_res``, the sum of each
-    row."""
+    """``activation`` with ``reduce_cmd.reset_reduce``: dst, and ``reduce_res`` with row sums."""
     return _activate(
         "activation_reduce",
         dst,
@@ -86,6 +83,7 @@ def activation_reduce(
     )
 
 
+@instruction
 def _activate(
     opcode: str,
     dst: NkiTensor,

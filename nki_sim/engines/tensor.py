@@ -1,5 +1,4 @@
-"""TensorE: matrix multiplication and transposes. It reads SBUF and writes PSUM, where results
-accumulate."""
+"""TensorE: matrix multiplication and transposes, from SBUF to PSUM, where results accumulate."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from nki_sim.dtypes import (
 )
 from nki_sim.enums import engine as Engine
 from nki_sim.enums import matmul_perf_mode
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, current, instruction
 from nki_sim.memory import MATMUL, NEVER, PSUM, SBUF, WRITTEN
 from nki_sim.numerics import F32, convert, read32
 from nki_sim.targets import PARTITIONS, PSUM_BANK_BYTES
@@ -42,6 +41,7 @@ else on trn1. The strictest reading is enforced, so that what passes here is acc
 everywhere."""
 
 
+@instruction
 def nc_matmul(
     dst: NkiTensor,
     stationary: NkiTensor,
@@ -143,7 +143,7 @@ def _store(dst: NkiTensor, product: np.ndarray, mode: bool | np.ndarray) -> None
             out += product
             return
         product = out.astype(F32) + product
-    out[...] = convert(product, dst.dtype)
+    out[...] = convert(product, dst.dtype, out.dtype)
 
 
 def _accumulation(dst: NkiTensor, accumulate: bool | None, core: Core) -> bool | np.ndarray:
@@ -254,6 +254,7 @@ def _check_bank(dst: NkiTensor) -> None:
         rules.broken(rules.MATMUL_BANK, "dst", f"bytes {base + low}..{base + high - 1}")
 
 
+@instruction
 def nc_transpose(
     dst: NkiTensor, data: NkiTensor, engine: Engine = Engine.unknown, name: str | None = None
 ) -> NkiInstruction:
@@ -314,6 +315,5 @@ def _through_identity(values: np.ndarray, dtype: DType, p: int, f: int) -> np.nd
     if finite.all():
         return values
     spoiled = ~finite.all(axis=1, keepdims=True)
-    return convert(
-        np.where(spoiled & finite, F32(np.nan), np.where(finite, wide, F32(np.nan))), dtype
-    )
+    through = np.where(spoiled & finite, F32(np.nan), np.where(finite, wide, F32(np.nan)))
+    return convert(through, dtype, values.dtype)

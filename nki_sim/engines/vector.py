@@ -1,5 +1,4 @@
-"""VectorE: element-wise arithmetic between tiles, with scalars and with per-partition vectors, and
-copies.
+"""VectorE: copies, and arithmetic between tiles, with scalars and with per-partition vectors.
 
 Reductions, selections and the other VectorE instructions stand in the neighbouring modules
 ``vector_reduce``, ``vector_select`` and ``vector_special``. Everything is computed in float32 and
@@ -16,7 +15,7 @@ from nki_sim import checks, rules
 from nki_sim.alu import AluOp, alu_op, integer_fn
 from nki_sim.dtypes import PACKED, float32, int32, uint32
 from nki_sim.enums import engine as Engine
-from nki_sim.machine import current
+from nki_sim.machine import current, instruction
 from nki_sim.memory import PSUM
 from nki_sim.numerics import F32, as_shape, column, read32, write, write_exact
 from nki_sim.tensor import NkiTensor
@@ -29,6 +28,7 @@ _MEMSET_ENGINES = (Engine.unknown, Engine.vector, Engine.gpsimd)
 _WIDE = (int32, uint32)
 
 
+@instruction
 def tensor_copy(
     dst: NkiTensor, src: NkiTensor, engine: Engine = Engine.unknown, name: str | None = None
 ) -> NkiInstruction:
@@ -59,14 +59,15 @@ def tensor_copy(
     return made
 
 
+@instruction
 def memset(
     dst: NkiTensor, value: Any, engine: Engine = Engine.unknown, name: str | None = None
 ) -> NkiInstruction:
     """Fill ``dst`` with a compile-time constant of its own kind: integers for integers, floats for
     floats.
 
-    Python integers are also taken for float tiles; a fractional number for an integer tile is
-    refused (NKI 0.3.0 release notes). Packed MX tiles take only 0.
+    Python integers are also taken for float tiles; a float for an integer tile is refused
+    (nki/migration, NKI 0.3.0). Packed MX tiles take only 0.
     """
     core = current()
     checks.tile(dst, "dst")
@@ -83,7 +84,7 @@ def memset(
     dtype = dst.dtype
     if dtype.kind == PACKED and value != 0:
         rules.broken(rules.MEMSET_VALUE, "value", value, f"{dtype} takes 0 only")
-    if dtype.is_int and float(value) != int(value):
+    if dtype.is_int and (isinstance(value, float) or int(value) != value):
         rules.broken(rules.MEMSET_VALUE, "value", value, f"dst is {dtype}")
     made = core.issue(chosen, "memset", (("dst", dst),), (), dst.free, name, {"value": value})
     if dtype.is_int:
@@ -99,6 +100,7 @@ def memset(
     return made
 
 
+@instruction
 def reciprocal(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
     """``dst = 1 / data``."""
     core = current()
@@ -113,6 +115,7 @@ def reciprocal(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiI
     return made
 
 
+@instruction
 def tensor_tensor(
     dst: NkiTensor,
     data1: NkiTensor,
@@ -184,6 +187,7 @@ def tensor_tensor(
     return made
 
 
+@instruction
 def tensor_scalar(
     dst: NkiTensor,
     data: NkiTensor,
@@ -255,6 +259,7 @@ def tensor_scalar(
     return made
 
 
+@instruction
 def scalar_tensor_tensor(
     dst: NkiTensor,
     data: NkiTensor,

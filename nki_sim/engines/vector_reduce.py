@@ -15,12 +15,13 @@ from nki_sim import checks, rules
 from nki_sim.alu import AluOp, alu_op, reduce_op
 from nki_sim.engines.vector import _apply, _operand
 from nki_sim.enums import reduce_cmd as Reduce
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, current, instruction
 from nki_sim.numerics import F32, column, read32, write
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
 
 
+@instruction
 def tensor_reduce(
     dst: NkiTensor,
     op: Any,
@@ -78,6 +79,7 @@ def tensor_reduce(
     return made
 
 
+@instruction
 def tensor_scalar_reduce(
     dst: NkiTensor,
     data: NkiTensor,

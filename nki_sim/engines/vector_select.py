@@ -12,7 +12,7 @@ from nki_sim.alu import reduce_op as reducing_op
 from nki_sim.dtypes import float32, int8, int16, int32, tfloat32, uint8, uint16, uint32
 from nki_sim.engines.vector_reduce import Accumulation
 from nki_sim.enums import reduce_cmd as Reduce
-from nki_sim.machine import current
+from nki_sim.machine import current, instruction
 from nki_sim.numerics import F32, as_shape, column, convert, read32, write
 from nki_sim.ops import maximum
 from nki_sim.tensor import NkiTensor
@@ -24,6 +24,7 @@ FP32_MIN = -3.4028235e38
 _COMPARISONS = ("equal", "less", "less_equal", "greater", "greater_equal")
 
 
+@instruction
 def tensor_copy_predicated(
     dst: NkiTensor,
     src: Any,
@@ -58,10 +59,12 @@ def tensor_copy_predicated(
     if isinstance(src, NkiTensor):
         np.copyto(dst.values, as_shape(src.values, dst.shape), where=mask)
     else:
-        np.copyto(dst.values, convert(np.full((), src, F32), dst.dtype), where=mask)
+        fill = convert(np.full((), src, F32), dst.dtype, dst.carrier)
+        np.copyto(dst.values, fill, where=mask)
     return made
 
 
+@instruction
 def select_reduce(
     dst: NkiTensor,
     predicate: NkiTensor,
@@ -114,6 +117,7 @@ def select_reduce(
     return made
 
 
+@instruction
 def range_select(
     dst: NkiTensor,
     on_true_tile: NkiTensor,

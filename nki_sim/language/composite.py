@@ -1,5 +1,4 @@
-"""Functions of ``nki.language`` that take several instructions: reductions, softmax, matmul and
-the like."""
+"""Functions of ``nki.language`` that take several instructions: reductions, softmax, matmul."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from nki_sim import ops
 from nki_sim.dtypes import as_dtype, float32
 from nki_sim.engines import scalar, tensor, vector, vector_reduce
 from nki_sim.machine import current
-from nki_sim.memory import PSUM
+from nki_sim.memory import PSUM, SBUF
 from nki_sim.ops import new_tile, result_dtype
 from nki_sim.tensor import NkiTensor
 
@@ -193,10 +192,19 @@ def broadcast_to(x: NkiTensor, shape: Any, dtype: Any = None) -> NkiTensor:
 
 
 def _across_partitions(row: NkiTensor, shape: tuple[int, ...], dtype: Any) -> NkiTensor:
-    """One partition repeated on many: a matmul with a column of ones, bank by bank."""
-    flat = ops.copy(row, dtype=float32).reshape((1, -1))
-    one = new_tile((1, shape[0]), float32)
-    vector.memset(one, 1.0)
+    """One partition repeated on many: a matmul with a column of ones, bank by bank.
+
+    A float32 result that fits one bank stays in PSUM, as that of ``nl.transpose`` does in AWS's
+    example (nki.language.transpose, NKI 0.6): VectorE reads it there at full rate, without which
+    the published times of the fused Mamba kernels (fused_mamba.rst) could not be reached.
+    """
+    as_is = row.dtype is float32 and row.buffer is SBUF and row.is_contiguous()
+    flat = (row if as_is else ops.copy(row, dtype=float32)).reshape((1, -1))
+    one = _ones(shape[0])
+    if dtype is float32 and flat.free <= 512:
+        bank = _psum_tile((shape[0], flat.free), float32)
+        tensor.nc_matmul(bank, one, flat)
+        return bank.reshape(shape)
     dst = new_tile((shape[0], flat.free), dtype)
     for start in range(0, flat.free, 512):
         width = builtins.min(512, flat.free - start)
@@ -204,3 +212,25 @@ def _across_partitions(row: NkiTensor, shape: tuple[int, ...], dtype: Any) -> Nk
         tensor.nc_matmul(bank, one, flat[:, start : start + width])
         vector.tensor_copy(dst[:, start : start + width], bank)
     return dst.reshape(shape)
+
+
+def _ones(columns: int) -> NkiTensor:
+    """A row of float32 ones, made once a core, as a compiler keeps a constant; inside a dynamic
+    loop, whose body stands on its own, each time."""
+    core = current()
+    made = core.constants.get(columns)
+    if made is None or core.loops:
+        made = new_tile((1, columns), float32)
+        vector.memset(made, 1.0)
+        if not core.loops:
+            core.constants[columns] = made
+    return made
+
+
+def dropout(x: NkiTensor, rate: Any, dtype: Any = None) -> NkiTensor:
+    """x with elements zeroed with probability ``rate``, a number or a [P, 1] tile."""
+    from nki_sim.engines import random
+
+    dst = new_tile(x.shape, x.dtype)
+    random.dropout(dst, x, rate)
+    return dst if dtype is None or as_dtype(dtype) is x.dtype else ops.copy(dst, dtype=dtype)

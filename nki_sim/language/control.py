@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nki_sim.machine import current
+from nki_sim.machine import current, current_or_none
 from nki_sim.memory import HBM, MemoryRegion
 from nki_sim.registers import DynamicSlice
 from nki_sim.tensor import NkiTensor
@@ -19,10 +19,38 @@ def ds(start: Any, size: int) -> DynamicSlice:
     return DynamicSlice(start, size)
 
 
-def affine_range(start: int, stop: int | None = None, step: int = 1) -> range:
+class AffineRange:
+    """A static range whose iterations the record remembers, so that ``advice`` can tell which of
+    them depend on each other."""
+
+    def __init__(self, values: range) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: int) -> int:
+        return self._values[index]
+
+    def __iter__(self) -> Iterator[int]:
+        core = current_or_none()
+        if core is None:
+            yield from self._values
+            return
+        outside, loop = core.affine, core.loop_count
+        core.loop_count += 1
+        try:
+            for i in self._values:
+                core.affine = (*outside, (loop, i))
+                yield i
+        finally:
+            core.affine = outside
+
+
+def affine_range(start: int, stop: int | None = None, step: int = 1) -> AffineRange:
     """``range``: unrolled when the kernel is specialised (since NKI 0.3 all static ranges are
     alike)."""
-    return _static(start, stop, step, "affine_range")
+    return AffineRange(_static(start, stop, step, "affine_range"))
 
 
 def sequential_range(start: int, stop: int | None = None, step: int = 1) -> range:
@@ -65,8 +93,12 @@ def program_ndim() -> int:
 def no_reorder() -> Iterator[None]:
     """Instructions inside run in program order; in simulation they always do, the record says
     so."""
-    current()
-    yield
+    core = current()
+    core.ordered += 1
+    try:
+        yield
+    finally:
+        core.ordered -= 1
 
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:

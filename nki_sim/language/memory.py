@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from nki_sim import rules
-from nki_sim.dtypes import as_dtype, uint8
+from nki_sim.dtypes import as_dtype, uint8, uint16
 from nki_sim.machine import current
 from nki_sim.memory import HBM, PSUM, SBUF, SHARED_HBM, WRITTEN, MemoryRegion, Storage
-from nki_sim.ops import new_tile, result_dtype
+from nki_sim.ops import copy, new_tile, result_dtype
 from nki_sim.tensor import NkiTensor
 
 
@@ -95,6 +95,10 @@ def assign(dst: NkiTensor, value: Any) -> None:
         )
         source = NkiTensor(dst.shape, dst.dtype, constant, SHARED_HBM, "constant")
         source.values[...] = value
+        launch = current().launch
+        if launch.calls is not None:
+            constant.initial = constant.data.copy()
+            launch.storages.append(constant)
         dma.dma_copy(dst, source)
     else:
         vector.memset(dst, value)
@@ -132,6 +136,8 @@ def shared_constant(constant: Any) -> NkiTensor:
     t = NkiTensor(tuple(array.shape), dtype, storage, SHARED_HBM, "constant")
     t.values[...] = array
     storage.state = WRITTEN
+    if core.launch.calls is not None:
+        storage.initial = storage.data.copy()
     return t
 
 
@@ -144,3 +150,54 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
     tile = new_tile((n, n), element) if dst is None else dst
     dma.dma_copy(tile, source)
     return tile
+
+
+def load_transpose2d(src: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """A new SBUF tile with the transpose of a 2-D HBM tensor, by DMA."""
+    from nki_sim.engines import dma_compute
+
+    tile = new_tile((src.shape[1], src.shape[0]), src.dtype)
+    dma_compute.dma_transpose(tile, src)
+    return tile if dtype is None or as_dtype(dtype) is src.dtype else copy(tile, dtype=dtype)
+
+
+def gather_flattened(
+    data: NkiTensor, indices: NkiTensor, axis: int = 0, dtype: Any = None
+) -> NkiTensor:
+    """Elements of each partition of ``data`` (free dimensions flattened) at ``indices``.
+
+    Raises:
+        NotImplementedError: for another ``axis`` than the default.
+    """
+    from nki_sim.engines import gpsimd_move
+
+    if axis != 0:
+        raise NotImplementedError(f"nki.language.gather_flattened with axis={axis}")
+    dst = new_tile(indices.shape, data.dtype)
+    gpsimd_move.nc_n_gather(dst, data, indices)
+    return dst if dtype is None or as_dtype(dtype) is data.dtype else copy(dst, dtype=dtype)
+
+
+def random_seed(seed: NkiTensor) -> None:
+    """Seed VectorE's random numbers with a [1, 1] tile of 32 bits."""
+    from nki_sim.engines import random
+
+    random.set_rng_seed(seed)
+
+
+def rand(shape: Any, dtype: Any, buffer: MemoryRegion = SBUF, name: str = "") -> NkiTensor:
+    """A new tensor of uniform random numbers in [0, 1): 16 random bits an element, scaled."""
+    from nki_sim.engines import random, vector
+    from nki_sim.ops import multiply
+
+    bits = ndarray(shape, uint16, SBUF)
+    random.rng(bits)
+    if buffer in HBM:
+        tile = ndarray(shape, dtype, SBUF)
+        vector.tensor_scalar(tile, bits, multiply, 2.0**-16)
+        t = ndarray(shape, dtype, buffer, name)
+        assign(t, tile)
+        return t
+    t = ndarray(shape, dtype, buffer, name)
+    vector.tensor_scalar(t, bits, multiply, 2.0**-16)
+    return t

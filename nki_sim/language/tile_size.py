@@ -1,5 +1,4 @@
-"""``nl.tile_size``: the sizes a kernel plans its tiles with, for the generation that is being
-simulated."""
+"""``nl.tile_size``: the sizes a kernel plans its tiles with, for the generation simulated."""
 
 from __future__ import annotations
 

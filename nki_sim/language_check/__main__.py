@@ -1,4 +1,4 @@
-"""The command line: `python -m nki_sim.language_check FILE[:FUNCTION] [--nki 0.3 ...]`."""
+"""The command line: `python -m nki_sim.language_check FILE[:FUNCTION] [--nki 0.3,0.4]`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*", metavar="FILE[:FUNCTION]")
     parser.add_argument(
         "--nki",
-        nargs="+",
-        default=list(VERSIONS),
-        metavar="VERSION",
-        help="versions to check (all)",
+        default=",".join(VERSIONS),
+        metavar="VERSIONS",
+        help="versions to check, with commas between them (%(default)s)",
     )
     parser.add_argument(
         "--source",
@@ -44,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.targets:
             raise LanguageCheckError("name a file to check, or --rules")
         sources = dict(_module(entry) for entry in options.source)
+        versions = options.nki.split(",")
         findings = []
         for target in options.targets:
             path, function = _target(target)
-            findings += check_file(path, function, options.nki, sources)
+            findings += check_file(path, function, versions, sources)
     except LanguageCheckError as error:
         print(error, file=sys.stderr)
         return 2
     for finding in findings:
         print(finding)
+    if not findings:
+        print(f"nothing to find in {', '.join(options.targets)} for NKI {', '.join(versions)}")
     return 1 if findings else 0
 
 

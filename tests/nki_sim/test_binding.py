@@ -93,7 +93,8 @@ def sdk(tmp_path):
                     out = nl.ndarray(a.shape, a.dtype, nl.shared_hbm)
                     tile = double(load(a))
                     nisa.tensor_scalar(tile, tile, nl.add, float(nl.num_programs()))
-                    nl.store(out, tile)
+                    if nl.program_id(0) == 0:
+                        nl.store(out, tile)
                     return out
             """,
         },
@@ -114,7 +115,9 @@ def add_one(a):
 x = np.zeros((2, 3), np.float32)
 assert (nki.simulate(add_one)(x) == 1).all() and (add_one(x) == 1).all()
 assert nki.__simulator__ and nki.isa is nisa and sys.modules["nki.language"] is nl
-for name in ("nki", "nki.isa", "nki.language", "nki.typing", "nki.collectives"):
+from nki.experimental import while_loop
+from nki.meta import tensor
+for name in ("nki", "nki.isa", "nki.language", "nki.typing", "nki.collectives", "nki.experimental"):
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.name == name, name
     assert sys.modules[name].__spec__ is spec

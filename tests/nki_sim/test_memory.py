@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -106,6 +107,22 @@ def test_explicit_addresses_alias():
     assert (seen["a"][:32] == 1).all() and (seen["a"][32:] == 0).all()
 
 
+def test_unwritten_reads_of_placed_tensors_are_reported():
+    def kernel(rows):
+        old = nl.ndarray((64, 8), nl.float32, nl.sbuf, address=(0, 128))
+        nisa.memset(old, 1.0)
+        new = nl.ndarray((64, 4), nl.float32, nl.sbuf, address=(0, 144))  # old's bytes, not its own
+        nisa.memset(new[0:rows], 2.0)
+        copy = nl.ndarray((64, 4), nl.float32, nl.sbuf)
+        nisa.tensor_copy(copy, new)
+
+    with pytest.warns(nki_sim.errors.UnwrittenReadWarning, match="tensor_copy reads src"):
+        run(kernel, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(kernel, 64)
+
+
 def test_arguments_are_written_in_place():
     x = normal(8, 4)
     want = x * 2
@@ -189,6 +206,19 @@ def test_tuples_scalars_and_nothing():
     got = nki_sim.simulate(kernel, target="trn1")((x, y), np.int64(3), True, scale=2.5)
     np.testing.assert_array_equal(got, (x + y) * np.float32(2.5))
     assert run(lambda: None) is None
+
+
+def test_named_tuples_and_dictionaries_come_back():
+    class Pair(NamedTuple):
+        a: object
+        b: object
+
+    def kernel(x):
+        return Pair(x, {"twice": x})
+
+    x = normal(2, 2)
+    result = run(kernel, x)
+    assert isinstance(result, Pair) and result.a is x and result.b["twice"] is x
 
 
 def test_outside_a_kernel_there_is_no_core():

@@ -34,7 +34,7 @@ def kernel(tmp_path: Path) -> Path:
 
 
 def test_findings_give_exit_code_one(kernel: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(kernel), "--nki", "0.3", "0.7"]) == 1
+    assert main([str(kernel), "--nki", "0.3,0.7"]) == 1
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"{kernel}:7:12: is-operator: ")
     assert "[NKI 0.3; stated: NKI Migration Guides" in line
@@ -43,7 +43,11 @@ def test_findings_give_exit_code_one(kernel: Path, capsys: pytest.CaptureFixture
 def test_nothing_found_gives_zero(kernel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(kernel), "--nki", "0.7"]) == 0
     assert main([f"{kernel}:clean"]) == 0
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"nothing to find in {kernel} for NKI 0.7",
+        f"nothing to find in {kernel}:clean for NKI 0.2, 0.3, 0.4, 0.5, 0.6, 0.7",
+    ]
 
 
 def test_other_modules_are_followed(kernel: Path, capsys: pytest.CaptureFixture[str]) -> None:
