@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from models.files import output_path as output_path
-from models.files import write_json as write_json
 from nki_kernels.errors import InputError
 
 USER_ERROR = 2
