@@ -6,7 +6,10 @@ by the caller, as in AWS's simulator. torch is only touched where an argument is
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy as np
 from nki_sim.dtypes import BOOL, LOW_PRECISION, DType, as_dtype, float32
 from nki_sim.machine import Launch
 from nki_sim.memory import PRIVATE_HBM, READ_ONLY, SHARED_HBM, WRITTEN, Storage
+from nki_sim.objects import NKIObject
 from nki_sim.tensor import NkiTensor
 
 
@@ -26,6 +30,39 @@ def is_torch(value: Any) -> bool:
 def is_array(value: Any) -> bool:
     """Whether ``value`` becomes an HBM tensor."""
     return isinstance(value, np.ndarray) or is_torch(value)
+
+
+def replace_arrays(value: Any, name: str, replace: Callable[[Any, str], Any]) -> Any:
+    """``value`` with every array in it replaced, and what holds one copied.
+
+    Looks into tuples (named ones too), lists, dictionaries, and the fields of ``NKIObject`` and
+    dataclass instances, as NKI does with the arguments of a kernel. ``name`` is where it stands.
+    """
+    if is_array(value):
+        return replace(value, name)
+    if isinstance(value, (tuple, list)):
+        items = [replace_arrays(v, f"{name}[{i}]", replace) for i, v in enumerate(value)]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        made = {k: replace_arrays(v, f"{name}[{k!r}]", replace) for k, v in value.items()}
+        return value if all(made[k] is v for k, v in value.items()) else made
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, type) and (
+        (isinstance(value, NKIObject) and not isinstance(value, NkiTensor))
+        or dataclasses.is_dataclass(value)
+    ):
+        fields = getattr(value, "__dict__", {})
+        found = {k: replace_arrays(v, f"{name}.{k}", replace) for k, v in fields.items()}
+        changed = {k: v for k, v in found.items() if v is not fields[k]}
+        if not changed:
+            return value
+        value = copy.copy(value)
+        for k, v in changed.items():
+            object.__setattr__(value, k, v)  # also where frozen
+    return value
 
 
 class Argument:

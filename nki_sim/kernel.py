@@ -7,10 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from nki_sim import rules
-from nki_sim.arrays import Argument, is_array, is_torch, to_numpy, to_torch
+from nki_sim.arrays import Argument, is_torch, replace_arrays, to_numpy, to_torch
 from nki_sim.errors import SimulatorError
 from nki_sim.launch import run_cores
 from nki_sim.loop_memory import check_loop_memory
@@ -72,7 +70,7 @@ class Kernel:
         return Simulation(self)(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<nki kernel {self.__name__}>"  # type: ignore[attr-defined]
+        return f"<nki kernel {getattr(self, '__name__', self.func)}>"
 
 
 def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
@@ -139,23 +137,18 @@ class Simulation:
         seen: dict[int, Argument] = {}
         torch_result = False
 
-        def convert(value: Any, name: str) -> Any:
+        def as_argument(array: Any, name: str) -> NkiTensor:
             nonlocal torch_result
-            if is_array(value):
-                torch_result = torch_result or is_torch(value)
-                if id(value) not in seen:
-                    seen[id(value)] = Argument(value, launch, name)
-                return seen[id(value)].tensor
-            if isinstance(value, (tuple, list)) and any(is_array(v) for v in value):
-                return type(value)([convert(v, f"{name}[{i}]") for i, v in enumerate(value)])
-            if isinstance(value, dict) and any(is_array(v) for v in value.values()):
-                return {k: convert(v, f"{name}[{k!r}]") for k, v in value.items()}
-            if isinstance(value, np.generic):
-                return value.item()
-            return value
+            torch_result = torch_result or is_torch(array)
+            if id(array) not in seen:
+                seen[id(array)] = Argument(array, launch, name)
+            return seen[id(array)].tensor
 
-        inputs = [convert(value, name) for value, name in zip(args, names, strict=True)]
-        keywords = {k: convert(v, k) for k, v in kwargs.items()}
+        inputs = [
+            replace_arrays(value, name, as_argument)
+            for value, name in zip(args, names, strict=True)
+        ]
+        keywords = {k: replace_arrays(v, k, as_argument) for k, v in kwargs.items()}
         cores = [Core(launch, i) for i in range(kernel.lnc)]
         results = run_cores(cores, kernel.func, inputs, keywords)
         trace.instructions.sort(key=lambda i: i.index)

@@ -434,6 +434,8 @@ class Core:
         storage = t.storage
         if t.index is not None:
             return
+        if storage.placed is not None and storage.placed.is_second_name(t.access):
+            return
         if not isinstance(storage.state, int) and (
             storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize).all()
         ):

@@ -2,8 +2,9 @@
 not be read.
 
 Placing two tensors at overlapping addresses is how kernels reuse memory, and legal while their
-contents are not needed at the same time. So what is checked is use: reading bytes that were last
-written through another tensor.
+contents are not needed at the same time. So what is checked is use: reading bytes of a tensor whose
+own value there was overwritten through another one. A tensor that was never written itself only
+gives another's bytes a second name, as allocators do to read them as another dtype.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Placed:
     box: Box
     neighbours: list[Placed] = field(default_factory=list)
     destroyed: list[tuple[Box, Access, int]] = field(default_factory=list)
+    written: bool = False  # whether it has a value of its own
 
     def box_of(self, access: Access) -> Box:
         """The memory's own partitions and bytes that an access touches."""
@@ -35,13 +37,21 @@ class Placed:
     def wrote(self, access: Access, index: int) -> None:
         """Remember a write: it makes its own bytes good and spoils the neighbours' values there."""
         box = self.box_of(access)
+        self.written = True
         if self.destroyed:
             self.destroyed = [
                 (rest, by, at) for bad, by, at in self.destroyed for rest in _without(bad, box)
             ]
         for other in self.neighbours:
-            if _overlap(box, other.box):
+            if other.written and _overlap(box, other.box):
                 other.destroyed.append((_common(box, other.box), access, index))
+
+    def is_second_name(self, access: Access) -> bool:
+        """Whether ``access`` reads what another tensor holds, through one without a value."""
+        box = self.box_of(access)
+        return not self.written and any(
+            other.written and _overlap(box, other.box) for other in self.neighbours
+        )
 
     def spoiled(self, access: Access) -> tuple[Allocation, int] | None:
         """The tensor and instruction that destroyed what ``access`` is about to read, if any."""

@@ -8,6 +8,7 @@ all others are the ones already loaded. ``sys.modules`` stays as it is.
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -26,6 +27,9 @@ def rebound(kernel: Any) -> Any:
     Raises:
         SimulatorError: where the kernel cannot be found again in its module's source.
     """
+    if isinstance(kernel, functools.partial):
+        inner = rebound(kernel.func)
+        return Kernel(functools.partial(inner.func, *kernel.args, **kernel.keywords), inner.lnc)
     if isinstance(kernel, Kernel):
         function, lnc = kernel.func, kernel.lnc
     else:

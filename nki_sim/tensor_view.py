@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nki_sim import rules, views
 from nki_sim.dtypes import DType, as_dtype
 from nki_sim.memory import HBM, SBUF, MemoryRegion, Storage
@@ -15,8 +17,6 @@ from nki_sim.registers import VirtualRegister
 from nki_sim.trace import Access
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nki_sim.tensor import NkiTensor
 
 

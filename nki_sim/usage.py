@@ -5,7 +5,8 @@ tensors go, so three numbers are given: ``peak`` adds the bytes per partition of
 at once, as if each started at partition 0; ``needed`` adds only the share of the 128 partitions
 they span, which no placement can beat; and a report also says what one simple placement needs.
 Tensors placed at one address by ``address=`` count once. A kernel whose ``needed`` exceeds the
-memory cannot fit and is refused; one that lies between may or may not fit.
+memory even without the tensors that could be loaded again cannot fit and is refused; one that lies
+between may or may not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nki_sim.errors import RuleError
 from nki_sim.lifetimes import Idle, Tenant, first_fit, idle, tenants
 from nki_sim.memory import PSUM, SBUF, Allocation, MemoryRegion
 from nki_sim.targets import PSUM_PARTITION_BYTES, Target, get_target
-from nki_sim.trace import Trace
+from nki_sim.trace import Finding, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +186,29 @@ def _surely_fits(trace: Trace, target: Target) -> bool:
     return True
 
 
+def _loaded(trace: Trace) -> set[int]:
+    """Tensors that hold nothing but copies of HBM: the compiler may load them again instead of
+    keeping them, as it must in AWS's own kernel-optimization tutorial (version 4)."""
+    computed = {
+        access.allocation.id
+        for i in trace.instructions
+        for _, access in i.writes
+        if i.opcode != "dma_copy" or any(read.allocation.partitions for _, read in i.reads)
+    }
+    return {a.id for a in trace.allocations} - computed
+
+
 def check_capacity(trace: Trace, target: Target) -> None:
     """Refuse a kernel whose tensors cannot all be where they must be at once.
+
+    Where it is only too full with tensors that could be loaded again, the trace gets a finding.
 
     Raises:
         RuleError: naming the instruction, the sum, and the largest tensors.
     """
     if _surely_fits(trace, target):
         return
+    loaded: set[int] | None = None
     for usage in memory_usage(trace, target):
         if usage.needed > usage.capacity:
             by_index = {i.index: i for i in trace.instructions}
@@ -200,12 +216,23 @@ def check_capacity(trace: Trace, target: Target) -> None:
             largest = ", ".join(
                 f"{a!r} {_where(a)}: {a.partition_bytes} bytes" for a in usage.occupants[:4]
             )
+            where = f"{usage.space.value} of core {usage.core}"
+            loaded = _loaded(trace) if loaded is None else loaded
+            kept = [t for t in tenants(trace, usage.space, usage.core) if t.info.id not in loaded]
+            least = _peak(kept, usage.space, usage.core, usage.capacity)
+            if least.needed <= usage.capacity:
+                text = (
+                    f"{where}: {usage.needed} of {usage.capacity} bytes per partition are alive in "
+                    f"program order; it fits only if tensors are loaded more than once ({largest})"
+                )
+                trace.findings.append(Finding("capacity", text, usage.index, f"{file}:{line}"))
+                continue
             rule = rules.MEMORY_CAPACITY
             raise RuleError(
                 rule.id,
                 rule.text,
                 rule.source,
-                f"{usage.space.value} of core {usage.core}",
+                where,
                 f"{usage.needed} of {usage.capacity} bytes per partition",
                 f"{file}:{line}",
                 f"{len(usage.occupants)} tensors alive, the largest {largest}",

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -111,6 +111,40 @@ def test_required_fields_may_be_left_out_and_unknown_ones_not():
     assert partial.sizes is None and partial.scale == 2.0
     with pytest.raises(TypeError, match="no field"):
         Plan(nonsense=1)
+
+
+class Weights(NamedTuple):
+    gate: Any
+    bias: Any
+
+
+@dataclass
+class Layer(NKIObject):
+    weights: Weights
+    blocks: Any = None
+    scale: float = 2.0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_arrays_inside_arguments(target):
+    """Named tuples, nested containers and objects bring their arrays along; None stays None."""
+
+    def kernel(x, layer, tables):
+        out = nl.ndarray(x.shape, x.dtype, nl.shared_hbm)
+        tile = nl.multiply(nl.load(x), nl.load(layer.weights.gate))
+        if layer.weights.bias is not None:
+            tile = nl.add(tile, nl.load(layer.weights.bias))
+        for block in layer.blocks:
+            tile = nl.add(tile, nl.load(block[0]))
+        tile = nl.multiply(tile, layer.scale)
+        nl.store(out, nl.add(tile, nl.load(tables["deep"]["er"][1])))
+        return out
+
+    x, gate, block, table = (normal(5, 7, seed=i) for i in range(4))
+    layer = Layer(weights=Weights(gate, None), blocks=[(block, 1), (block, 2)])
+    got = nki_sim.simulate(kernel, target=target)(x, layer, tables={"deep": {"er": (3, table)}})
+    np.testing.assert_allclose(got, (x * gate + 2 * block) * 2 + table, rtol=1e-5, atol=1e-6)
+    assert layer.weights.gate is gate  # the caller's object stays as it was
 
 
 # ------------------------------------------------------------------ a package of helper modules

@@ -137,6 +137,22 @@ def test_partition_dimension_is_not_free():
     seen(x, lambda t: t.permute((1, 0)))  # HBM has no partitions
 
 
+def test_views_take_numpy_integers_and_nothing_that_only_looks_like_one():
+    seen = []
+
+    def kernel():
+        t = nl.ndarray((8, 12), nl.float32, nl.sbuf)
+        seen.append(t.slice(np.int64(1), np.int32(2), np.uint8(6)).shape)
+        seen.append(t.ap([[np.int64(12), np.int64(8)], [1, np.int16(3)]], np.int64(2)).offset)
+        seen.append(t.reshape((np.int64(8), 3, 4)).shape)
+        for wrong in (True, np.True_, 1.0, nisa.register_alloc(1)):
+            with pytest.raises(TypeError, match=r"compile-time integer|run-time value"):
+                t.slice(1, wrong, 6)
+
+    run(kernel)
+    assert seen == [(8, 4), 2, (8, 3, 4)]
+
+
 def test_composition_of_views():
     x = normal(16, 4, 16)
     found = seen(x, lambda t: t[0:8].permute((0, 2, 1))[:, 0, :], on_chip=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,23 @@ def test_a_kernel_that_cannot_fit_is_refused():
         run(psum)
 
 
+def test_tensors_that_could_be_loaded_again_do_not_refuse_a_kernel():
+    """Version 4 of AWS's kernel-optimization tutorial hoists more loads than SBUF holds."""
+
+    def kernel(a):
+        tiles = [nl.ndarray((128, 12000), nl.float32) for _ in range(4)]
+        for t in tiles:
+            nisa.dma_copy(t, a)
+        total = nl.zeros((128, 12000), nl.bfloat16)
+        for t in tiles:
+            nisa.tensor_tensor(total, total, t, nl.add)
+
+    trace = Trace()
+    run(kernel, np.ones((128, 12000), np.float32), trace=trace)
+    (found,) = [f for f in trace.findings if f.kind == "capacity"]
+    assert "216000 of 180224 bytes per partition are alive in program order" in found.text
+
+
 def place(shape, byte, dtype=nl.float32):
     return nl.ndarray(shape, dtype, nl.sbuf, address=(0, byte))
 
@@ -83,6 +102,29 @@ def test_placed_tensors_may_share_bytes_in_turn():
             nisa.tensor_copy(out, b)
 
     run(kernel)
+
+
+def test_one_address_may_have_two_names():
+    """Allocators read bytes as another dtype through a second tensor at the same address."""
+
+    def kernel():
+        a, bits = place((4, 4), 64), place((4, 4), 64, nl.uint32)
+        nisa.memset(a, 1.5)
+        out = nl.ndarray((4, 4), nl.uint32, nl.shared_hbm)
+        nisa.dma_copy(out, bits)
+        return out
+
+    assert (run(kernel) == np.float32(1.5).view(np.uint32)).all()
+
+
+def test_a_partial_keeps_its_arguments():
+    def kernel(a, factor):
+        out = nl.ndarray(a.shape, a.dtype, nl.shared_hbm)
+        nl.store(out, nl.multiply(nl.load(a), factor))
+        return out
+
+    a = normal(4, 6)
+    assert (run(functools.partial(kernel, factor=2.0), a) == 2 * a).all()
 
 
 def test_reading_a_destroyed_value_is_refused():
