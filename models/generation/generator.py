@@ -1,16 +1,19 @@
-"""Many answers from one prompt: prefill once, then decode all samples together.
+"""Many prompts, many answers each, over one cache: continuous batching of a decode graph.
 
 The generator works on a cache shape (G, r, S_ctx, S_dec) and on a model called with tensors alone,
-so it does not know whether a step is eager code or a compiled graph. Sample s sits in row s: group
-s // r, place s % r. A prompt that takes several groups is prefilled once and copied: with G = b and
-r = 1 that is ordinary decoding, with G = 1 and r = b bifurcated decoding, and nothing else differs.
+so it does not know whether a step is eager code or a compiled graph. A prompt sits in a group and
+its samples in the group's rows; a sample that ends gives its row to the next one at once. A prompt
+that takes several groups is prefilled once and copied: with G = b and r = 1 that is ordinary
+decoding, with G = 1 and r = b bifurcated decoding, and nothing else differs.
+
+Which row a sample sits in, and beside whom, never changes its tokens (up to what rounding does to
+its logits): they depend on the prompt, and on (seed, sample, step).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,12 +21,14 @@ import torch
 from torch import Tensor
 
 from models.causal_lm import CacheShape, ModelConfig
-from models.generation import randomness, traffic
+from models.generation import traffic
+from models.generation.requests import Answers, Request, Token, check_fit, check_request
+from models.generation.results import Generation, Progress, ProgressCallback, Timings
 from models.generation.sampling import Sampling, choose
+from models.generation.schedule import admit
+from models.generation.slots import Group, Live, Occupancy, Slots
+from models.generation.stopping import Detokenise, check_stop, final_text, finish_reason
 from nki_kernels.errors import InputError
-
-AttentionWay = Literal["auto", "bifurcated", "ordinary"]
-FinishReason = Literal["eos", "length"]
 
 
 class Network(Protocol):
@@ -53,151 +58,105 @@ class Network(Protocol):
         """Prefill or decode; see `CausalLM.forward`."""
 
 
-@dataclass
-class Sample:
-    """One answer.
-
-    Attributes:
-        index: which sample it is.
-        tokens: drawn, the end-of-sequence token included where there is one.
-        logprobs: of each token under the model's own distribution (see `sampling.choose`).
-        finish: "eos", or "length" when max_new_tokens came first, or None while it goes on.
-    """
-
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-    @property
-    def mean_logprob(self) -> float:
-        """Mean log-probability of its tokens."""
-        return sum(self.logprobs) / len(self.logprobs)
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds on the host's clock, each ending with the tokens on the host.
-
-    Attributes:
-        prefill: the prompt and the first token of every sample.
-        decode: all steps after it.
-        steps: how many.
-        decoded: tokens drawn in them, of samples still going on.
-    """
-
-    prefill: float
-    decode: float
-    steps: int
-    decoded: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoded tokens a second, first tokens left out; 0 where there was no step."""
-        return self.decoded / self.decode if self.steps else 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for the callback.
-
-    Attributes:
-        phase: "prefill", before the prompt is read; "decode", after each token of the samples.
-        step: tokens drawn so far by the longest samples.
-        max_new_tokens: the most there can be.
-        unfinished: samples that go on.
-        samples: all of them.
-    """
-
-    phase: Literal["prefill", "decode"]
-    step: int
-    max_new_tokens: int
-    unfinished: int
-    samples: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The answers to a prompt and what they cost."""
-
-    samples: list[Sample]
-    shape: CacheShape
-    timings: Timings
-    traffic: traffic.Traffic
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-def plan_shape(
-    prompt_tokens: int, samples: int, max_new_tokens: int, attention: AttentionWay = "auto"
-) -> CacheShape:
-    """The smallest cache for one prompt.
-
-    "auto" takes bifurcated attention for two samples or more; for one sample the two are the same.
-    The last token drawn is never read back, so a suffix needs max_new_tokens - 1 slots.
-
-    Raises:
-        InputError: an unknown way, or a size below 1.
-    """
-    if attention not in ("auto", "bifurcated", "ordinary"):
-        raise InputError(f"attention is {attention!r}; it must be auto, bifurcated or ordinary")
-    S_dec = max(max_new_tokens - 1, 1)
-    if attention == "ordinary":
-        return CacheShape(G=samples, r=1, S_ctx=prompt_tokens, S_dec=S_dec)
-    return CacheShape(G=1, r=samples, S_ctx=prompt_tokens, S_dec=S_dec)
-
-
-def check_request(
-    config: ModelConfig,
-    prompt: Sequence[int],
-    samples: int,
-    max_new_tokens: int,
-    seed: int | Sequence[int] = 0,
-) -> None:
-    """Refuses, before anything is allocated, what a model cannot answer.
-
-    Raises:
-        InputError: an empty or too long prompt, a token outside the vocabulary, n < 1, a seed that
-            is none.
-    """
-    if samples < 1:
-        raise InputError(f"samples (n) is {samples}; it must be 1 or more")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if not prompt:
-        raise InputError("the prompt is empty; it must have at least one token")
-    if len(prompt) + max_new_tokens > config.max_position:
-        raise InputError(
-            f"the prompt has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, but "
-            f"this model takes {config.max_position} together (max_position_embeddings)"
-        )
-    unknown = [token for token in prompt if not 0 <= token < config.vocab_size]
-    if unknown:
-        raise InputError(
-            f"the prompt has token {unknown[0]}, but the model's vocabulary ends at "
-            f"{config.vocab_size - 1}; the tokenizer belongs to another model"
-        )
-    randomness.streams(seed, samples)
-
-
 class Generator:
-    """Draws answers with a model over a cache of one shape, prompt after prompt.
+    """Draws answers with a model over a cache of one shape.
+
+    `submit` requests at any time and call `step` while it returns True; or `run_all` of a list; or
+    `run` one prompt. Requests begin in the order in which they were submitted.
+
+    Everything is kept per sample and per group and no step is remembered elsewhere: a step that an
+    exception ends halfway (a keyboard interrupt, a callback that raises) can be taken again, and
+    the tokens are the same.
 
     Args:
         model: the network; its cache is allocated here and must not be shared with another
             generator.
-        shape: of the cache. Rows that a prompt does not use stay free.
+        shape: of the cache. Rows that are not needed stay free.
         eos_token_ids: tokens that end an answer.
+        detokenise: from tokens to text; needed for stop strings and `Sample.text`.
     """
 
     def __init__(
-        self, model: Network, shape: CacheShape, eos_token_ids: Sequence[int] = ()
+        self,
+        model: Network,
+        shape: CacheShape,
+        eos_token_ids: Sequence[int] = (),
+        detokenise: Detokenise | None = None,
     ) -> None:
         self.model = model
         self.shape = shape
         self.eos = frozenset(eos_token_ids)
+        self.detokenise = detokenise
+        self.slots = Slots(shape)
+        self.occupancy = Occupancy(shape)
+        self._queue: list[Answers] = []  # requests with samples that go on, oldest first
         model.allocate(shape)
+
+    def check(self, request: Request) -> None:
+        """Refuses a request that could never be answered.
+
+        Raises:
+            InputError: see `check_request`, `check_stop` and `check_fit`; or `groups` below 1.
+        """
+        config = self.model.config
+        check_request(config, request.prompt, request.samples, request.max_new_tokens, request.seed)
+        if request.groups is not None and request.groups < 1:
+            raise InputError(f"groups is {request.groups}; a request needs at least 1")
+        check_stop(request.stop, self.detokenise, config.vocab_size)
+        check_fit(self.shape, len(request.prompt), request.max_new_tokens)
+
+    def submit(self, request: Request) -> Answers:
+        """Puts a request at the end of the queue.
+
+        Returns:
+            its answers, which grow as steps are taken.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(request)
+        answers = Answers(request)
+        self._queue.append(answers)
+        return answers
+
+    def cancel(self, answers: Answers) -> None:
+        """Ends the samples of a request that go on, with what they have, and frees their rows."""
+        for sample in answers.samples:
+            sample.finish = sample.finish or "cancelled"
+        for row, _, live in list(self.slots.live()):
+            if live.answers is answers:
+                self._finish_text(live)
+                self.slots.release(row)
+        self._drop_done()
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Seats what fits, then draws a token for every sample in a row; whether work is left.
+
+        A sample that begins in this step gets two tokens: the first from its prompt's logits.
+        """
+        self._admit()
+        self._decode()
+        return bool(self._queue)
+
+    def run_all(self, requests: Sequence[Request]) -> list[Answers]:
+        """Answers to `requests`, in their order; none of them is begun if one is refused.
+
+        Raises:
+            InputError: see `check`.
+        """
+        for request in requests:
+            self.check(request)
+        submitted: list[Answers] = []
+        try:
+            submitted += [self.submit(request) for request in requests]
+            while not all(answers.done for answers in submitted):
+                self.step()
+        finally:
+            for answers in submitted:  # nothing is left behind by an interrupt
+                if not answers.done:
+                    self.cancel(answers)
+        return submitted
 
     @torch.no_grad()
     def run(
@@ -208,9 +167,10 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
         progress: ProgressCallback | None = None,
     ) -> Generation:
-        """Draws `samples` answers to one prompt.
+        """Draws `samples` answers to one prompt together, and measures it.
 
         Args:
             prompt: its tokens.
@@ -218,150 +178,178 @@ class Generator:
             max_new_tokens: at which an answer is cut.
             sampling: how tokens are drawn; by default at temperature 1 with nothing cut off.
             seed: one, or one a sample; see `randomness.streams`.
+            stop: strings that end an answer.
             progress: called with a `Progress` as the work goes on.
 
         Raises:
-            InputError: a request that the model or the cache shape cannot hold.
+            InputError: a request that the model or the cache shape cannot hold, or other requests
+                that are not done.
         """
+        if self._queue:
+            raise InputError(
+                f"{len(self._queue)} submitted requests are not done; run measures one prompt alone"
+            )
         sampling = sampling or Sampling()
-        check_request(self.model.config, prompt, samples, max_new_tokens, seed)
-        self._check_fit(len(prompt), samples, max_new_tokens)
-        u = self._uniforms(seed, samples, max_new_tokens)  # [max_new_tokens, samples]
-        answers = [Sample(index) for index in range(samples)]
+        request = Request(prompt, samples, max_new_tokens, sampling, seed, stop)
+        self.check(request)
+        if samples > self.shape.rows:
+            raise InputError(f"{samples} samples do not fit: {self.shape} holds {self.shape.rows}")
 
         def report(phase: Literal["prefill", "decode"], step: int) -> None:
             if progress is not None:
-                unfinished = sum(answer.finish is None for answer in answers)
+                unfinished = sum(sample.finish is None for sample in answers.samples)
                 progress(Progress(phase, step, max_new_tokens, unfinished, samples))
 
-        report("prefill", 0)
-        start = time.perf_counter()
-        rows = _Rows(self.shape, samples, len(prompt))
-        logits = self._prefill(prompt, rows).expand(samples, -1)
-        self._draw(answers, logits, u[0], sampling, max_new_tokens)
-        prefilled = time.perf_counter()
-        report("decode", 1)
-        step = 1
-        while any(answer.finish is None for answer in answers):
-            rows.advance(answers)
-            logits = self._decode(rows)[:samples]
-            self._draw(answers, logits, u[step], sampling, max_new_tokens)
-            step += 1
-            report("decode", step)
-        ended = time.perf_counter()
+        answers = self.submit(request)
+        try:
+            report("prefill", 0)
+            start = time.perf_counter()
+            self._admit()
+            prefilled = time.perf_counter()
+            report("decode", 1)
+            step = 1
+            while not answers.done:
+                self._decode()
+                step += 1
+                report("decode", step)
+            ended = time.perf_counter()
+        finally:
+            self.cancel(answers)
 
-        lengths = [len(answer.tokens) for answer in answers]
+        lengths = [len(sample.tokens) for sample in answers.samples]
         timings = Timings(prefilled - start, ended - prefilled, step - 1, sum(lengths) - samples)
         config, itemsize = self.model.config, self.model.dtype.itemsize
         moved = traffic.measure(
             config, itemsize, len(prompt), lengths, self.shape.S_ctx, self.shape.S_dec
         )
-        return Generation(answers, self.shape, timings, moved)
+        return Generation(answers.samples, self.shape, timings, moved)
 
-    def _prefill(self, prompt: Sequence[int], rows: _Rows) -> Tensor:
-        """Reads the prompt into every group in use; logits [1, vocab] after its last token."""
-        tokens = torch.zeros(1, self.shape.S_ctx, dtype=torch.int32)
-        tokens[0, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
-        logits = self._call(tokens, rows)
-        self.model.copy_context(0, range(1, rows.groups))
-        return logits
+    def _admit(self) -> None:
+        """Fills rows, and draws first tokens, until nobody waits who could begin."""
+        self._settle()
+        while True:
+            seated = admit(self.slots, self._queue, self._load)
+            starting = [(g, live) for _, g, live in self.slots.live() if not live.sample.tokens]
+            if starting:
+                logits = torch.cat([g.logits for g, _ in starting if g.logits is not None])
+                self._draw([live for _, live in starting], logits)
+                self._settle()  # a first token may be the last
+            if not seated:
+                return
 
-    def _decode(self, rows: _Rows) -> Tensor:
-        """One step of all rows: logits [G*r, vocab]."""
-        return self._call(rows.tokens, rows).flatten(0, 2)
+    def _load(self, group: Group, prompt: tuple[int, ...]) -> None:
+        """Brings a prompt into an idle group: from another that holds it, or by a prefill."""
+        group.prompt = group.logits = None  # until all of it is there
+        source = next((each for each in self.slots.groups if each.prompt == prompt), None)
+        if source is not None:
+            self.model.copy_context(source.index, [group.index])
+            group.logits = source.logits
+            self.occupancy.copies += 1
+        else:
+            tokens = torch.zeros(1, self.shape.S_ctx, dtype=torch.int32)
+            tokens[0, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
+            context_len = self.slots.context_len()
+            context_len[group.index] = len(prompt)
+            suffix_len = torch.zeros(self.shape.G, self.shape.r, dtype=torch.int32)
+            group.logits = self._call(tokens, context_len, suffix_len, group.index)
+            self.occupancy.prefills += 1
+            self.occupancy.prompt_tokens += len(prompt)
+        group.prompt = prompt
 
-    def _call(self, tokens: Tensor, rows: _Rows) -> Tensor:
+    def _decode(self) -> None:
+        """A token for every row in use."""
+        live = [(row, live) for row, _, live in self.slots.live()]
+        if not live:
+            return
+        context_len, (tokens, suffix_len) = self.slots.context_len(), self.slots.step()
+        logits = self._call(tokens, context_len, suffix_len, 0).flatten(0, 2)  # [G*r, vocab]
+        self.occupancy.count_step(len(live), context_len, suffix_len)
+        if len(live) < len(logits):
+            logits = logits[torch.tensor([row for row, _ in live], device=logits.device)]
+        self._draw([each for _, each in live], logits)
+        self._settle()
+
+    def _call(self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: int) -> Tensor:
         device = self.model.device
         return self.model(
             tokens.to(device),
-            rows.context_len.to(device),
-            rows.suffix_len.to(device),
-            torch.zeros(1, dtype=torch.int32, device=device),
+            context_len.to(device),
+            suffix_len.to(device),
+            torch.tensor([group], dtype=torch.int32, device=device),
         )
 
-    def _uniforms(self, seed: int | Sequence[int], samples: int, steps: int) -> Tensor:
-        """u of every step and sample, fp32 [steps, samples]."""
-        streams = randomness.streams(seed, samples)
-        table = np.stack([randomness.uniforms(stream, 0, steps) for stream in streams], axis=1)
-        return torch.from_numpy(table).to(self.model.device)
+    def _draw(self, live: Sequence[Live], logits: Tensor) -> None:
+        """Gives each sample its next token, from its row of `logits` [len(live), vocab]."""
+        alike: dict[Sampling, list[int]] = {}
+        for i, each in enumerate(live):
+            alike.setdefault(each.answers.request.sampling, []).append(i)
+        for sampling, at in alike.items():
+            mine = logits if len(alike) == 1 else logits[torch.tensor(at, device=logits.device)]
+            u = np.array([live[i].u[len(live[i].sample.tokens)] for i in at], dtype=np.float32)
+            tokens, logprobs = choose(mine, torch.from_numpy(u).to(mine.device), sampling)
+            drawn = zip(at, tokens.tolist(), logprobs.tolist(), strict=True)
+            for i, token, logprob in drawn:
+                sample = live[i].sample
+                if not np.isfinite(logprob):
+                    raise InputError(
+                        f"the model's logits are not finite at token {len(sample.tokens)} of "
+                        f"sample {sample.index}; its weights are damaged or {self.model.dtype} is "
+                        "too narrow"
+                    )
+                # The token last: it is what says how far the sample has come.
+                sample.logprobs[len(sample.tokens) :] = [logprob]
+                sample.tokens.append(token)
 
-    def _draw(
-        self,
-        answers: Sequence[Sample],
-        logits: Tensor,
-        u: Tensor,
-        sampling: Sampling,
-        max_new_tokens: int,
-    ) -> None:
-        """Gives every unfinished answer its next token, from `logits` [samples, vocab]."""
-        tokens, logprobs = choose(logits, u, sampling)
-        drawn = zip(answers, tokens.tolist(), logprobs.tolist(), strict=True)
-        for answer, token, logprob in drawn:
-            if answer.finish is not None:
-                continue
-            if not np.isfinite(logprob):
-                raise InputError(
-                    f"the model's logits are not finite at token {len(answer.tokens)} of sample "
-                    f"{answer.index}; its weights are damaged or {self.model.dtype} is too narrow"
+    def _settle(self) -> None:
+        """Ends samples that are complete, hands tokens on, and frees rows.
+
+        What was done already is not done twice, so an interrupted call is made good by the next.
+        """
+        for row, group, live in list(self.slots.live()):
+            sample, request = live.sample, live.answers.request
+            if group.rows[row % self.shape.r] is not live:
+                continue  # a callback has cancelled it just now
+            if not sample.tokens and sample.finish is None:
+                continue  # about to begin
+            if sample.finish is None:
+                sample.finish = finish_reason(
+                    sample.tokens, request.max_new_tokens, self.eos, request.stop, self.detokenise
                 )
-            answer.tokens.append(token)
-            answer.logprobs.append(logprob)
-            if token in self.eos:
-                answer.finish = "eos"
-            elif len(answer.tokens) == max_new_tokens:
-                answer.finish = "length"
+            if sample.finish is not None:
+                self._finish_text(live)
+            while live.delivered < len(sample.tokens):
+                self._deliver(live)
+            if sample.finish is not None:
+                self.slots.release(row)
+        self._drop_done()
 
-    def _check_fit(self, prompt_tokens: int, samples: int, max_new_tokens: int) -> None:
-        for what, needed, there in (
-            ("samples", samples, self.shape.rows),
-            ("prompt tokens", prompt_tokens, self.shape.S_ctx),
-            ("suffix positions", max_new_tokens - 1, self.shape.S_dec),
-        ):
-            if needed > there:
-                raise InputError(f"{needed} {what} do not fit: {self.shape} holds {there}")
+    def _deliver(self, live: Live) -> None:
+        """Hands the next token to the callback: once, even if that raises."""
+        sample, position = live.sample, live.delivered
+        live.delivered += 1
+        if live.answers.request.on_token is not None:
+            last = live.delivered == len(sample.tokens)
+            live.answers.request.on_token(
+                Token(
+                    sample.index,
+                    position,
+                    sample.tokens[position],
+                    sample.logprobs[position],
+                    sample.finish if last else None,
+                )
+            )
 
+    def _finish_text(self, live: Live) -> None:
+        if self.detokenise is not None:
+            sample = live.sample
+            sample.text = final_text(sample.tokens, live.answers.request.stop, self.detokenise)
 
-class _Rows:
-    """The inputs of a decode step, on the host."""
+    def _drop_done(self) -> None:
+        """Takes finished requests off the queue.
 
-    def __init__(self, shape: CacheShape, samples: int, m_c: int) -> None:
-        self.samples = samples
-        self.groups = -(-samples // shape.r)  # that hold a sample
-        self.context_len = torch.zeros(shape.G, dtype=torch.int32)
-        self.context_len[: self.groups] = m_c
-        self.suffix_len = torch.zeros(shape.G, shape.r, dtype=torch.int32)
-        self.tokens = torch.zeros(shape.G, shape.r, 1, dtype=torch.int32)
-
-    def advance(self, answers: Sequence[Sample]) -> None:
-        """Feeds the last token of each answer; one that has ended repeats the same step."""
-        tokens, lengths = self.tokens.view(-1), self.suffix_len.view(-1)
-        tokens[: self.samples] = torch.tensor([answer.tokens[-1] for answer in answers])
-        lengths[: self.samples] = torch.tensor([len(answer.tokens) for answer in answers])
-
-
-def generate(
-    model: Network,
-    prompt: Sequence[int],
-    *,
-    samples: int = 1,
-    max_new_tokens: int = 128,
-    sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
-    attention: AttentionWay = "auto",
-    eos_token_ids: Sequence[int] = (),
-    progress: ProgressCallback | None = None,
-) -> Generation:
-    """Draws answers to one prompt over the smallest cache that holds them.
-
-    See `plan_shape` for `attention` and `Generator.run` for the rest.
-    """
-    check_request(model.config, prompt, samples, max_new_tokens, seed)
-    shape = plan_shape(len(prompt), samples, max_new_tokens, attention)
-    return Generator(model, shape, eos_token_ids).run(
-        prompt,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        progress=progress,
-    )
+        When nothing is left the contexts are forgotten, so that a model whose weights are changed
+        between requests never meets keys of the former ones.
+        """
+        self._queue = [answers for answers in self._queue if not answers.done]
+        if not self._queue:
+            self.slots.forget()

@@ -1,4 +1,4 @@
-"""Which of many answers to show: distinct ones, by mean log-probability.
+"""Which of many answers to show: distinct ones, by mean log-probability or a score of one's own.
 
 The rule is that of the bifurcated attention paper (arXiv 2403.08845, section 5.3): answers are
 de-duplicated and ranked by the mean log p of their tokens; pass@top3 asks whether one of the best
@@ -34,14 +34,23 @@ class Ranked(Generic[Answer]):
     count: int
 
 
-def rank(answers: Sequence[Answer], key: Callable[[Answer], Hashable]) -> list[Ranked[Answer]]:
+def rank(
+    answers: Sequence[Answer],
+    key: Callable[[Answer], Hashable],
+    score: Callable[[Answer], float] | None = None,
+) -> list[Ranked[Answer]]:
     """Distinct answers, best first.
 
     Answers with the same `key` (their token sequence, or their text) are one; the one with the
-    highest mean log-probability stands for it. Among equals the earlier in `answers` comes first.
-    NaN ranks last.
+    highest score stands for it. Among equals the earlier in `answers` comes first. NaN ranks last.
+
+    Args:
+        answers: samples of one prompt.
+        key: what makes two answers the same.
+        score: called once an answer, higher is better; by default its mean log-probability.
     """
-    order = sorted(range(len(answers)), key=lambda i: (*_badness(answers[i]), i))
+    scores = [each.mean_logprob if score is None else score(each) for each in answers]
+    order = sorted(range(len(answers)), key=lambda i: (*_badness(scores[i]), i))
     first: dict[Hashable, int] = {}
     counts: dict[Hashable, int] = {}
     for i in order:
@@ -71,6 +80,5 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def _badness(answer: Scored) -> tuple[bool, float]:
-    score = answer.mean_logprob
+def _badness(score: float) -> tuple[bool, float]:
     return (True, 0.0) if math.isnan(score) else (False, -score)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.causal_lm import CacheShape, CausalLM
-from models.generation import Generation, Sampling, generate
+from models.generation import Generation, Generator, Request, Sampling, generate
 from nki_kernels.errors import InputError
 from tests.models import tiny
 
@@ -64,6 +64,23 @@ def test_same_tokens(counted: list[str], samples: int, attention: str) -> None:
     assert counted == ["trn1"] * (tiny.CONFIG.layers * 5)  # prefill and four steps
     assert tokens(simulated) == tokens(reference)
     assert logprobs(simulated) == pytest.approx(logprobs(reference), abs=1e-5)
+
+
+def test_prompts_side_by_side(counted: list[str]) -> None:
+    """Two prompts in two groups of two rows, rows refilled, a context copied."""
+    requests = [
+        Request(PROMPT, samples=5, max_new_tokens=4, sampling=WARM, seed=3),
+        Request([8, 9, 7], samples=3, max_new_tokens=3, sampling=WARM, seed=1),
+    ]
+    drawn = {}
+    for kernels in ("torch", "nki"):
+        generator = Generator(network(kernels), CacheShape(2, 2, 16, 4))
+        answers = generator.run_all(requests)
+        drawn[kernels] = [sample.tokens for each in answers for sample in each.samples]
+    assert generator.occupancy.prefills == 2
+    assert generator.occupancy.copies == 1
+    assert len(counted) == tiny.CONFIG.layers * (2 + generator.occupancy.steps)
+    assert drawn["nki"] == drawn["torch"]
 
 
 def test_target_is_handed_on(counted: list[str]) -> None:
