@@ -221,7 +221,7 @@ MATMUL_DST_DTYPE = _rule(
     "matmul.dst-dtype",
     "the tensor engine writes float32 to PSUM on gen2 and gen3, float32 or bfloat16 on gen4; "
     "a transpose on gen3 and newer keeps its input's dtype",
-    f"{_isa('nc_matmul')}; trainium2_arch.rst; nki-samples issue 134",
+    f"{_isa('nc_matmul')}; trainium2_arch.rst; nki-samples #134",
 )
 MATMUL_DTYPES = _rule(
     "matmul.dtypes",

@@ -36,7 +36,7 @@ _WIDE = (float32, tfloat32)
 PSUM_FP32_ONLY_BEFORE = 4
 """Below this version matmul writes float32 only. AWS's documents disagree:
 trainium_inferentia2_arch.rst lets PSUM hold other dtypes, while the nc_matmul docstring demands
-float32 for NeuronCore-v2 and v3 and nki-samples issue 134 reports the compiler refusing anything
+float32 for NeuronCore-v2 and v3 and nki-samples #134 reports the compiler refusing anything
 else on trn1. The strictest reading is enforced, so that what passes here is accepted
 everywhere."""
 
