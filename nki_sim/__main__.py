@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     test.add_argument("--target", help="trn1, inf2, trn2 or trn3")
     test.add_argument("--lnc", type=int, default=1, help="cores (1 or 2)")
     test.add_argument(
-        "--nki", nargs="*", default=[], metavar="VERSION", help="also check the source for these"
+        "--nki",
+        default="",
+        metavar="VERSIONS",
+        help="also check the source for these, as in 0.3,0.6",
     )
     options = parser.parse_args(argv)
     if options.command == "rules":
@@ -43,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "check":
         try:
             return check(
-                options.kernel, options.args, options.target, options.lnc, tuple(options.nki)
+                options.kernel,
+                options.args,
+                options.target,
+                options.lnc,
+                tuple(filter(None, options.nki.split(","))),
             )
         except CheckError as error:
             print(error, file=sys.stderr)
