@@ -1,15 +1,36 @@
-"""The options that every attention operator shares: what they may be, and which the NKI kernels
-have."""
+"""What every attention operator asks of its operands and options, and what the NKI kernels have."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import torch
 
 from nki_kernels.errors import InputError, require
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""Element types of the operators. The references also take float64, as the oracle of tests."""
 
 MAX_D = 128
 """The contraction of q·K runs over the 128 partitions of the tensor engine in one pass. The torch
 references take any head size."""
+
+
+def validate_operands(q: torch.Tensor, others: Mapping[str, torch.Tensor], scale: float) -> None:
+    """Check that `others` have q's dtype and device, and the factor of the logits.
+
+    Raises:
+        InputError: naming the argument, what it is and what it must be.
+    """
+    require(
+        q.dtype in (*DTYPES, torch.float64),
+        f"q has dtype {q.dtype}; float32 and bfloat16 are supported",
+    )
+    for name, tensor in others.items():
+        require(tensor.dtype == q.dtype, f"{name} has dtype {tensor.dtype}, q has {q.dtype}")
+        require(tensor.device == q.device, f"{name} is on {tensor.device}, q is on {q.device}")
+    require(math.isfinite(scale) and scale > 0, f"scale must be finite and > 0, got {scale}")
 
 
 def validate_options(window: int | None, softcap: float | None) -> None:

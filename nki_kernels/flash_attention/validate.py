@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from nki_kernels.attention_state.validate import validate_options
+from nki_kernels.attention_state.validate import validate_operands, validate_options
 from nki_kernels.errors import require
-
-DTYPES = (torch.float32, torch.bfloat16)
-"""Element types of the operator. The reference alone also takes float64, as the oracle of tests."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +57,6 @@ def validate(
         tuple(v.shape) == (g, B * S, d),
         f"v must be [g, B·S, d] = {(g, B * S, d)}, got shape {tuple(v.shape)}",
     )
-    require(
-        q.dtype in (*DTYPES, torch.float64),
-        f"q has dtype {q.dtype}; float32 and bfloat16 are supported",
-    )
-    for name, tensor in (("k", k), ("v", v)):
-        require(tensor.dtype == q.dtype, f"{name} has dtype {tensor.dtype}, q has {q.dtype}")
-        require(tensor.device == q.device, f"{name} is on {tensor.device}, q is on {q.device}")
-    require(math.isfinite(scale) and scale > 0, f"scale must be finite and > 0, got {scale}")
+    validate_operands(q, {"k": k, "v": v}, scale)
     validate_options(window, softcap)
     return Shape(B=B, S=S, h=h, g=g, d=d)
