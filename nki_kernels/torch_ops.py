@@ -6,7 +6,8 @@ path:
 
     device   kernels="auto"        "nki"                     "torch"
     cpu      torch reference       NKI kernel on nki_sim     torch reference
-    cuda     torch reference       refused                   torch reference
+    cuda     Triton (decode),      refused                   torch reference
+             torch reference
     xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
 
 What the NKI kernels do not have yet (`window`, `softcap`, d > 128) is refused where they would run.
@@ -14,6 +15,7 @@ What the NKI kernels do not have yet (`window`, `softcap`, d > 128) is refused w
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal, overload
 
 import torch
@@ -257,6 +259,18 @@ def _runs_reference(device: torch.device, kernels: str) -> bool:
     raise InputError(f"q is on device {device}; cpu, cuda and xla (Neuron) are supported")
 
 
+def cuda_path(dtype: torch.dtype) -> str:
+    """What bifurcated attention is computed by on a GPU under "auto": "triton" or "torch".
+
+    Triton comes with torch's CUDA builds for Linux; other builds, and float64, take the reference.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "torch"
+    from nki_kernels.bifurcated_attention import cuda
+
+    return "triton" if dtype in cuda.DTYPES else "torch"
+
+
 def _run_kernel(
     device: torch.device,
     target: str,
@@ -296,6 +310,10 @@ def _bifurcated(
     shape = bifurcated_validate.validate(*tensors, **options)
     if q.device.type == "cpu":
         bifurcated_validate.validate_lengths(shape, context_len, suffix_len)
+    if q.device.type == "cuda" and kernels == "auto" and cuda_path(q.dtype) == "triton":
+        from nki_kernels.bifurcated_attention import cuda
+
+        return cuda.bifurcated_attention(*tensors, **options, return_state=return_state)
     if _runs_reference(q.device, kernels):
         return bifurcated_reference.bifurcated_attention(
             *tensors, **options, return_state=return_state

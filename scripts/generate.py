@@ -38,6 +38,7 @@ from models.generation import (
 )
 from models.pretrained import DEFAULT_MODEL, checker, example_prompt
 from nki_kernels.errors import InputError
+from nki_kernels.torch_ops import cuda_path
 from scripts import command_line
 
 Check = Callable[[str, str], bool | None]
@@ -215,11 +216,13 @@ def choose_sampling(args: argparse.Namespace, tokenizer: Tokenizer) -> Sampling:
     )
 
 
-def describe_kernels(device: str, kernels: str, target: str) -> str:
+def describe_kernels(device: str, dtype: torch.dtype, kernels: str, target: str) -> str:
     """Which implementation of attention runs, in words."""
     if kernels == "nki":
         return "nki" if device == "xla" else f"nki, simulated {target}"
-    if kernels == "torch" or device in ("cpu", "cuda"):
+    if kernels == "auto" and device == "cuda":
+        return cuda_path(dtype)
+    if kernels == "torch" or device == "cpu":
         return "torch"
     return "nki"
 
@@ -238,7 +241,7 @@ def print_head(
     how = args.attention
     if how == "auto":
         how = "bifurcated" if args.samples > 1 else "ordinary"
-    where = describe_kernels(model.device.type, kernels, args.target)
+    where = describe_kernels(model.device.type, model.dtype, kernels, args.target)
     print(f"model     {args.model}")
     print(
         f"          l = {c.layers}, h = {c.h}, g = {c.g}, d = {c.d}, {args.dtype} on {model.device}"

@@ -1,4 +1,4 @@
-"""The torch references on a GPU, where there is one, against the same oracle as on the CPU."""
+"""The Triton path and the torch references on a GPU, where there is one, against the oracle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nki_kernels import bifurcated_attention, flash_attention
+from nki_kernels.torch_ops import cuda_path
 from tests.nki_kernels.cases import (
     FEATURES,
     FLASH,
@@ -35,19 +36,41 @@ def on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_the_path_on_a_gpu() -> None:
+    assert cuda_path(torch.bfloat16) == "triton"
+    assert cuda_path(torch.float64) == "torch"
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in [*FEATURES, *pairwise()]])
-def test_bifurcated(case: Case) -> None:
+def test_bifurcated(case: Case, kernels: str) -> None:
     arguments = make(case)
     expected = oracle(arguments)[0]
-    o = bifurcated_attention(**on_gpu(arguments))
+    o = bifurcated_attention(**on_gpu(arguments), kernels=kernels)
     assert o.device.type == "cuda"
     assert error(o.cpu(), expected) <= tolerance(expected, case.dtype)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in FEATURES])
-def test_poison_changes_no_bit(case: Case) -> None:
-    clean, poisoned = (bifurcated_attention(**on_gpu(make(case, p))) for p in (0.0, 1e4))
+def test_poison_changes_no_bit(case: Case, kernels: str) -> None:
+    clean, poisoned = (
+        bifurcated_attention(**on_gpu(make(case, p)), kernels=kernels) for p in (0.0, 1e4)
+    )
     assert torch.equal(clean, poisoned)
+
+
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in FEATURES])
+def test_states_windows_and_soft_caps_equal_the_reference(
+    case: Case, window: int | None, softcap: float | None
+) -> None:
+    arguments = {**make(case), "window": window, "softcap": softcap, "return_state": True}
+    expected = bifurcated_attention(**arguments, kernels="torch")
+    states = bifurcated_attention(**on_gpu(arguments))
+    for ours, theirs in zip(states, expected, strict=True):
+        assert error(ours.cpu(), theirs) <= 4 * tolerance(theirs, case.dtype)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in FLASH])

@@ -1,0 +1,306 @@
+"""Bifurcated attention on NVIDIA GPUs: the algebra of the reference as three Triton kernels.
+
+It keeps the promise on the hardware that one can measure today: a context's keys and values are
+read once for all samples of its group, only live slots are read, logits never reach memory.
+
+    _context   one program a (group, kv head, block of rows, slice of the context)
+    _suffix    one program a (sample, kv head)
+    _join      merges the slices and the suffix: the states of `attention_state`
+
+The split of the keys over programs is that of Flash-Decoding (pytorch.org/blog/flash-decoding);
+the joint softmax is equations 3 and 4 of arXiv 2403.08845.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from nki_kernels.attention_state.reference import MASK
+from nki_kernels.bifurcated_attention.validate import Shape, validate
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PROGRAMS = 528
+"""Programs of the context kernel aimed at: four for each of an H200's 132 multiprocessors."""
+
+KEYS = 64
+"""Keys a program takes at a time."""
+
+_LOG2_E = math.log2(math.e)
+_LOW = tl.constexpr(-1.0e30)  # above any masked logit, below any real one
+
+
+def bifurcated_attention(
+    q: torch.Tensor,
+    k_ctx: torch.Tensor,
+    v_ctx: torch.Tensor,
+    k_suf: torch.Tensor,
+    v_suf: torch.Tensor,
+    context_len: torch.Tensor,
+    suffix_len: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_state: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
+    arguments.
+
+    Products take the tensors' dtype and accumulate in fp32 (fp32 tensors: without TF32). Nothing
+    here waits for the GPU, so the call can be captured in a CUDA graph; lengths are read there.
+    """
+    shape = validate(
+        q,
+        k_ctx,
+        v_ctx,
+        k_suf,
+        v_suf,
+        context_len,
+        suffix_len,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+    )
+    q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len = (
+        x.contiguous() for x in (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
+    )
+    rows = shape.r * shape.n * shape.p
+    block = min(128, max(16, triton.next_power_of_2(rows)))
+    blocks = triton.cdiv(rows, block)
+    slices = _slices(shape, blocks)
+    chunk = triton.cdiv(triton.cdiv(shape.S_ctx, slices), KEYS) * KEYS
+
+    # The states of all parts, the suffix last: fp32 [parts, G, r, n, h, ...].
+    parts = slices + 1
+    o_part = torch.empty((parts, *q.shape), dtype=torch.float32, device=q.device)
+    m_part = torch.empty((parts, *q.shape[:-1]), dtype=torch.float32, device=q.device)
+    l_part = torch.empty_like(m_part)
+
+    constants = {
+        "n": shape.n,
+        "p": shape.p,
+        "g": shape.g,
+        "d": shape.d,
+        "D": triton.next_power_of_2(shape.d),
+        "KEYS": KEYS,
+        "WINDOW": window or 0,
+        "SOFTCAP": softcap or 0.0,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+    }
+    _context[(blocks, slices, shape.G * shape.g)](
+        q,
+        k_ctx,
+        v_ctx,
+        context_len,
+        suffix_len,
+        o_part,
+        m_part,
+        l_part,
+        o_part.stride(0),
+        m_part.stride(0),
+        scale * _LOG2_E,
+        shape.G,
+        shape.r,
+        shape.S_ctx,
+        chunk,
+        BLOCK=block,
+        num_warps=8 if block >= 64 else 4,
+        num_stages=2,
+        **constants,
+    )
+    _suffix[(shape.G * shape.r, shape.g)](
+        q,
+        k_suf,
+        v_suf,
+        suffix_len,
+        o_part[slices],
+        m_part[slices],
+        l_part[slices],
+        scale * _LOG2_E,
+        shape.G,
+        shape.r,
+        shape.S_dec,
+        BLOCK=max(16, triton.next_power_of_2(shape.n * shape.p)),
+        num_warps=4,
+        num_stages=2,
+        **constants,
+    )
+    o = torch.empty_like(q)
+    peak, total = torch.empty_like(m_part[0]), torch.empty_like(l_part[0])
+    heads = peak.numel()
+    _join[(triton.cdiv(heads, 16),)](
+        o_part,
+        m_part,
+        l_part,
+        o,
+        peak,
+        total,
+        heads,
+        parts,
+        mask=MASK,
+        d=shape.d,
+        D=triton.next_power_of_2(shape.d),
+        ROWS=16,
+    )
+    return (o, peak, total) if return_state else o
+
+
+def _slices(shape: Shape, blocks: int) -> int:
+    """Into how many slices the context is cut: enough programs to fill the GPU, none too short."""
+    wanted = triton.cdiv(PROGRAMS, shape.G * shape.g * blocks)
+    longest = max(1, shape.S_ctx // (4 * KEYS))
+    return min(wanted, longest)
+
+
+@triton.jit
+def _absorb(
+    q, k, v, valid, peak, total, o, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """One block of keys more: logits in units of log2(e), maximum, sum, weighted values."""
+    s = tl.dot(q, k, input_precision=PRECISION) * scale
+    if SOFTCAP > 0.0:
+        # c·tanh(s / c), in the same units; tanh through the exponential of a negative number.
+        cap = SOFTCAP * 1.4426950408889634
+        e = tl.exp2(tl.abs(s) * (-2.0 / SOFTCAP))
+        bent = cap * (1.0 - e) / (1.0 + e)
+        s = tl.where(s < 0.0, -bent, bent)
+    s = tl.where(valid, s, _LOW)
+    top = tl.maximum(peak, tl.max(s, 1))
+    weights = tl.where(valid, tl.exp2(s - top[:, None]), 0.0)
+    faded = tl.exp2(peak - top)
+    total = total * faded + tl.sum(weights, 1)
+    o = tl.dot(weights.to(v.dtype), v, o * faded[:, None], input_precision=PRECISION)
+    return top, total, o
+
+
+@triton.jit
+def _context(
+    q_ptr, k_ptr, v_ptr, context_len, suffix_len, o_part, m_part, l_part, o_stride, m_stride,
+    scale, G, r, S_ctx, chunk,
+    n: tl.constexpr, p: tl.constexpr, g: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The r·n·p rows of a (group, kv head) against one slice of its context."""
+    part = tl.program_id(1).to(tl.int64)
+    group, head = tl.program_id(2) // g, tl.program_id(2) % g
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live_row = rows < r * n * p
+    token = group * r * n + rows // p  # of [G·r·n]
+    at = (token * (g * p) + head * p + rows % p).to(tl.int64)  # of [G·r·n·h]
+    column = tl.arange(0, D)
+    live_column = column < d
+    element = at[:, None] * d + column[None, :]
+    live = live_row[:, None] & live_column[None, :]
+    q = tl.load(q_ptr + element, mask=live, other=0.0)
+
+    length = tl.load(context_len + group)
+    first = tl.program_id(1) * chunk
+    last = tl.minimum(first + chunk, length)
+    if WINDOW > 0:
+        suffix = tl.load(suffix_len + token // n, mask=live_row, other=0)
+        own = length + suffix - (n - token % n)  # position of the query
+        seen = own - WINDOW + 1
+    k_base = k_ptr + (head.to(tl.int64) * d * G + group) * S_ctx
+    v_base = v_ptr + (head.to(tl.int64) * G + group) * S_ctx * d
+    peak = tl.full([BLOCK], _LOW, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    o = tl.zeros([BLOCK, D], tl.float32)
+    for start in range(first, last, KEYS):
+        slot = start + tl.arange(0, KEYS)
+        live_slot = slot < last
+        k = tl.load(
+            k_base + column[:, None].to(tl.int64) * (G * S_ctx) + slot[None, :],
+            mask=live_column[:, None] & live_slot[None, :],
+            other=0.0,
+        )  # [D, KEYS]
+        v = tl.load(
+            v_base + slot[:, None].to(tl.int64) * d + column[None, :],
+            mask=live_slot[:, None] & live_column[None, :],
+            other=0.0,
+        )  # [KEYS, D]
+        valid = live_slot[None, :]
+        if WINDOW > 0:
+            valid = valid & (slot[None, :] >= seen[:, None])
+        peak, total, o = _absorb(q, k, v, valid, peak, total, o, scale, SOFTCAP, PRECISION)
+    tl.store(o_part + part * o_stride + element, o, mask=live)
+    tl.store(m_part + part * m_stride + at, peak, mask=live_row)
+    tl.store(l_part + part * m_stride + at, total, mask=live_row)
+
+
+@triton.jit
+def _suffix(
+    q_ptr, k_ptr, v_ptr, suffix_len, o_part, m_part, l_part, scale, G, r, S_dec,
+    n: tl.constexpr, p: tl.constexpr, g: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The n·p rows of a (sample, kv head) against the sample's own tokens."""
+    sample, head = tl.program_id(0), tl.program_id(1)
+    rows = tl.arange(0, BLOCK)
+    live_row = rows < n * p
+    token = sample * n + rows // p
+    at = (token * (g * p) + head * p + rows % p).to(tl.int64)
+    column = tl.arange(0, D)
+    live_column = column < d
+    element = at[:, None] * d + column[None, :]
+    live = live_row[:, None] & live_column[None, :]
+    q = tl.load(q_ptr + element, mask=live, other=0.0)
+
+    length = tl.load(suffix_len + sample)
+    own = length - n + rows // p  # the suffix row of each query token
+    base = ((head.to(tl.int64) * G * r) + sample) * S_dec * d
+    peak = tl.full([BLOCK], _LOW, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    o = tl.zeros([BLOCK, D], tl.float32)
+    for start in range(0, length, KEYS):
+        slot = start + tl.arange(0, KEYS)
+        inside = base + slot[:, None].to(tl.int64) * d + column[None, :]
+        live_key = (slot < length)[:, None] & live_column[None, :]
+        k = tl.load(k_ptr + inside, mask=live_key, other=0.0)  # [KEYS, D]
+        v = tl.load(v_ptr + inside, mask=live_key, other=0.0)
+        valid = slot[None, :] <= own[:, None]
+        if WINDOW > 0:
+            valid = valid & (slot[None, :] > own[:, None] - WINDOW)
+        peak, total, o = _absorb(
+            q, tl.trans(k), v, valid, peak, total, o, scale, SOFTCAP, PRECISION
+        )
+    tl.store(o_part + element, o, mask=live)
+    tl.store(m_part + at, peak, mask=live_row)
+    tl.store(l_part + at, total, mask=live_row)
+
+
+@triton.jit
+def _join(
+    o_part, m_part, l_part, o_ptr, m_ptr, l_ptr, heads, parts, mask,
+    d: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Merge the states of all parts and divide; a row that saw no key gets (0, MASK, 0)."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    live_row = row < heads
+    column = tl.arange(0, D)
+    element = row[:, None] * d + column[None, :]
+    live = live_row[:, None] & (column < d)[None, :]
+    peak = tl.full([ROWS], _LOW, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    o = tl.zeros([ROWS, D], tl.float32)
+    for _ in range(parts):
+        m_other = tl.load(m_part + row, mask=live_row, other=_LOW)
+        l_other = tl.load(l_part + row, mask=live_row, other=0.0)
+        o_other = tl.load(o_part + element, mask=live, other=0.0)
+        top = tl.maximum(peak, m_other)
+        faded, weight = tl.exp2(peak - top), tl.exp2(m_other - top)
+        total = total * faded + l_other * weight
+        o = o * faded[:, None] + o_other * weight[:, None]
+        peak = top
+        m_part, l_part, o_part = m_part + heads, l_part + heads, o_part + heads * d
+    o = o / tl.where(total > 0.0, total, 1.0)[:, None]
+    tl.store(o_ptr + element, o.to(o_ptr.dtype.element_ty), mask=live)
+    tl.store(m_ptr + row, tl.where(total > 0.0, peak * 0.6931471805599453, mask), mask=live_row)
+    tl.store(l_ptr + row, total, mask=live_row)
