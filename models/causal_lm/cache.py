@@ -132,7 +132,9 @@ def rebind(buffer: Tensor) -> Tensor:
     The first element of each head is written with itself: that costs g elements, whatever the
     layout, needs no free slot, and changes nothing.
     """
-    if not (out_of_place(buffer) or torch.compiler.is_exporting()):
+    # Dynamo, behind torch.compile, says that it exports, too; what it captures needs no such write.
+    exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    if not (out_of_place(buffer) or exported):
         return buffer
     first = torch.zeros(1, dtype=torch.int64, device=buffer.device)
     heads = buffer.flatten(1)  # [g, elements], the same memory

@@ -25,8 +25,8 @@ from nki_kernels.attention_state.reference import MASK
 from nki_kernels.bifurcated_attention.validate import Shape, validate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-PROGRAMS = 528
-"""Programs of the context kernel aimed at: four for each of an H200's 132 multiprocessors."""
+PROGRAMS = 264
+"""Programs of the context kernel aimed at: two for each of an H200's 132 multiprocessors."""
 
 KEYS = 64
 """Keys a program takes at a time."""
@@ -87,7 +87,7 @@ def bifurcated_attention(
         "p": shape.p,
         "g": shape.g,
         "d": shape.d,
-        "D": triton.next_power_of_2(shape.d),
+        "D": max(16, triton.next_power_of_2(shape.d)),  # the least a product takes
         "KEYS": KEYS,
         "WINDOW": window or 0,
         "SOFTCAP": softcap or 0.0,
@@ -111,7 +111,7 @@ def bifurcated_attention(
         chunk,
         BLOCK=block,
         num_warps=8 if block >= 64 else 4,
-        num_stages=2,
+        num_stages=3,
         **constants,
     )
     _suffix[(shape.G * shape.r, shape.g)](
@@ -134,7 +134,7 @@ def bifurcated_attention(
     o = torch.empty_like(q)
     peak, total = torch.empty_like(m_part[0]), torch.empty_like(l_part[0])
     heads = peak.numel()
-    _join[(triton.cdiv(heads, 16),)](
+    _join[(heads,)](
         o_part,
         m_part,
         l_part,
@@ -146,7 +146,8 @@ def bifurcated_attention(
         mask=MASK,
         d=shape.d,
         D=triton.next_power_of_2(shape.d),
-        ROWS=16,
+        PARTS=triton.next_power_of_2(parts),
+        num_warps=1,
     )
     return (o, peak, total) if return_state else o
 
@@ -215,9 +216,11 @@ def _context(
     for start in range(first, last, KEYS):
         slot = start + tl.arange(0, KEYS)
         live_slot = slot < last
+        # Keys lie along the row: a mask by the buffer's end, not by a length read at run time,
+        # leaves the loads 16 bytes wide. What a dead slot holds is masked in the logits.
         k = tl.load(
             k_base + column[:, None].to(tl.int64) * (G * S_ctx) + slot[None, :],
-            mask=live_column[:, None] & live_slot[None, :],
+            mask=live_column[:, None] & (slot < S_ctx)[None, :],
             other=0.0,
         )  # [D, KEYS]
         v = tl.load(
@@ -279,28 +282,21 @@ def _suffix(
 @triton.jit
 def _join(
     o_part, m_part, l_part, o_ptr, m_ptr, l_ptr, heads, parts, mask,
-    d: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+    d: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the states of all parts and divide; a row that saw no key gets (0, MASK, 0)."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    live_row = row < heads
-    column = tl.arange(0, D)
-    element = row[:, None] * d + column[None, :]
-    live = live_row[:, None] & (column < d)[None, :]
-    peak = tl.full([ROWS], _LOW, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    o = tl.zeros([ROWS, D], tl.float32)
-    for _ in range(parts):
-        m_other = tl.load(m_part + row, mask=live_row, other=_LOW)
-        l_other = tl.load(l_part + row, mask=live_row, other=0.0)
-        o_other = tl.load(o_part + element, mask=live, other=0.0)
-        top = tl.maximum(peak, m_other)
-        faded, weight = tl.exp2(peak - top), tl.exp2(m_other - top)
-        total = total * faded + l_other * weight
-        o = o * faded[:, None] + o_other * weight[:, None]
-        peak = top
-        m_part, l_part, o_part = m_part + heads, l_part + heads, o_part + heads * d
-    o = o / tl.where(total > 0.0, total, 1.0)[:, None]
-    tl.store(o_ptr + element, o.to(o_ptr.dtype.element_ty), mask=live)
-    tl.store(m_ptr + row, tl.where(total > 0.0, peak * 0.6931471805599453, mask), mask=live_row)
-    tl.store(l_ptr + row, total, mask=live_row)
+    """Merge the states of all parts of a row and divide; no key at all gives (0, MASK, 0)."""
+    row = tl.program_id(0).to(tl.int64)
+    part, column = tl.arange(0, PARTS), tl.arange(0, D)
+    live_part, live_column = part < parts, column < d
+    state = part.to(tl.int64) * heads + row
+    peaks = tl.load(m_part + state, mask=live_part, other=_LOW)
+    sums = tl.load(l_part + state, mask=live_part, other=0.0)
+    live = live_part[:, None] & live_column[None, :]
+    values = tl.load(o_part + state[:, None] * d + column[None, :], mask=live, other=0.0)
+    peak = tl.max(peaks, 0)
+    weights = tl.exp2(peaks - peak)
+    total = tl.sum(sums * weights, 0)
+    o = tl.sum(values * weights[:, None], 0) / tl.where(total > 0.0, total, 1.0)
+    tl.store(o_ptr + row * d + column, o.to(o_ptr.dtype.element_ty), mask=live_column)
+    tl.store(m_ptr + row, tl.where(total > 0.0, peak * 0.6931471805599453, mask))
+    tl.store(l_ptr + row, total)
