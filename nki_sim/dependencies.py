@@ -115,6 +115,7 @@ class _Finder:
         self._states: dict[object, _State] = {}
         self._ordered: dict[int, int] = {}
         self._half: dict[object, list[Instruction]] = {}
+        self._piped: dict[object, int] = {}
         self._barriers: set[int] = set()
         self._allocations = {a.id: a for a in trace.allocations}
         for record in trace:  # reads after the last write, and writes nobody meets, need no memory
@@ -240,8 +241,13 @@ class _Finder:
 
     def _exchange(self, record: Instruction, found: _Found) -> None:
         """The second half of an exchange completes both: it follows the first, and fills the
-        first one's destination as well as its own."""
+        first one's destination as well as its own. A core's exchanges on one pipe keep their
+        order."""
         pipe = record.attrs["pipe_id"]
+        before = self._piped.get((pipe, record.core))
+        if before is not None:
+            found.setdefault(before, BARRIER)
+        self._piped[(pipe, record.core)] = record.index
         waiting = self._half.setdefault((pipe, 1 - record.core), [])
         if not waiting:
             self._half.setdefault((pipe, record.core), []).append(record)

@@ -116,7 +116,7 @@ class Simulation:
         self._prepared = Launch(
             get_target(self._target), trace, self.kernel.lnc, self._exact_matmul
         )
-        self._prepared.calls = []
+        self._prepared.calls = {}
         return self._prepared
 
     def __getitem__(self, lnc: Any) -> Simulation:
@@ -153,10 +153,10 @@ class Simulation:
         results = run_cores(cores, kernel.func, inputs, keywords)
         trace.instructions.sort(key=lambda i: i.index)
         _order(trace, kernel.schedule)
-        if self._shapes_only:
-            return None
         check_capacity(trace, target)
         check_loop_memory(trace)
+        if self._shapes_only:
+            return None
         arguments = list(seen.values())
         output = _collect(results[0], arguments, cores[0], torch_result)
         for argument in arguments:

@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from nki_sim.errors import DeadlockError
-from nki_sim.machine import _CORE, Core
+from nki_sim.machine import Core
 
 
 def run_cores(
@@ -57,14 +57,11 @@ def run_cores(
 
 
 def _run(core: Core, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-    token = _CORE.set(core)
-    try:
-        # NaN and infinities are data here. A tile is too small to share among threads: BLAS threads
-        # only wait for each other, which on a busy machine made a launch ten times slower.
-        with np.errstate(all="ignore"), _blas().limit(limits=1, user_api="blas"):
-            return function(*args, **kwargs)
-    finally:
-        _CORE.reset(token)
+    # NaN and infinities are data here. A tile is too small to share among threads: BLAS threads
+    # only wait for each other, which on a busy machine made a launch ten times slower.
+    quiet = np.errstate(all="ignore")
+    with core.executing(), quiet, _blas().limit(limits=1, user_api="blas"):
+        return function(*args, **kwargs)
 
 
 @functools.cache

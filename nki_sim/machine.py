@@ -12,7 +12,8 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -113,9 +114,9 @@ def sequenced(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _kept(core: Core, function: Callable[..., _R], args: Any, kwargs: Any) -> _R:
     """Execute an instruction and keep it, so that ``replay`` can execute it again."""
-    made = function(*args, **kwargs)
+    made: Any = function(*args, **kwargs)
     assert core.launch.calls is not None
-    core.launch.calls.append((function, args, kwargs))
+    core.launch.calls[made.handle.index] = (core.id, function, args, kwargs)
     return made
 
 
@@ -131,7 +132,9 @@ class Launch:
         shapes_only: check and record instructions but compute nothing.
         precise: round low-precision floats; where False they are kept as float32
             (``NKI_PRECISE_FP=0``).
-        calls: where not None, every executed instruction is kept here, for ``replay``.
+        calls: where not None, every executed instruction is kept here by its index, with its core,
+            for ``replay``.
+        baton: what makes two cores take turns; None with one core, and in a replay.
         storages: with ``calls``, every storage of the launch.
     """
 
@@ -149,7 +152,7 @@ class Launch:
         self.exact_matmul = exact_matmul
         self.shapes_only = shapes_only
         self.precise = os.environ.get("NKI_PRECISE_FP", "1") != "0"
-        self.calls: list[tuple[Callable[..., Any], Any, Any]] | None = None
+        self.calls: dict[int, tuple[int, Callable[..., Any], Any, Any]] | None = None
         self.storages: list[Storage] = []
         self.lock = threading.Lock()
         self.indices = itertools.count()
@@ -210,6 +213,15 @@ class Core:
         self.stop_at_issue = False
         self.constants: dict[int, NkiTensor] = {}
         self._shared_seen = 0
+
+    @contextmanager
+    def executing(self) -> Iterator[None]:
+        """Make this the core that executes."""
+        token = _CORE.set(self)
+        try:
+            yield
+        finally:
+            _CORE.reset(token)
 
     # ------------------------------------------------------------------ memory
 
@@ -366,7 +378,7 @@ class Core:
             if info.first is None:
                 info.first = index
             info.last = index
-        if self.launch.lnc > 1:
+        if self.launch.baton is not None:
             self._check_races(writes, reads)
         record = Instruction(
             index,

@@ -149,13 +149,15 @@ class Storage:
     def data(self) -> np.ndarray:
         data = self._data
         if data is None:
-            info = self.info
-            if self.carrier is None:
-                data = fresh_bytes(info.nbytes, info.dtype)
-            else:
-                data = fresh_bytes(info.nbytes // info.dtype.itemsize * 4, float32)
-            self._data = data
+            data = self._data = self.fresh()
         return data
+
+    def fresh(self) -> np.ndarray:
+        """The bytes of the tensor before anything is written to it."""
+        info = self.info
+        if self.carrier is None:
+            return fresh_bytes(info.nbytes, info.dtype)
+        return fresh_bytes(info.nbytes // info.dtype.itemsize * 4, float32)
 
     @property
     def allocated(self) -> bool:
@@ -167,22 +169,39 @@ class Storage:
     ) -> np.ndarray:
         """The states of a view, as an array that writes through. Needs ``state`` to be an array."""
         unit = self.info.dtype.itemsize
-        if itemsize != unit:
-            if itemsize < unit:  # several elements of the view share one unit
-                ratio = unit // itemsize
-                index = offset + _offsets(shape, strides)
-                return _Gather(self.state, index // ratio)  # type: ignore[return-value]
-            ratio = itemsize // unit  # one element of the view covers several units
-            offset *= ratio
-            strides = (*(s * ratio for s in strides), 1)
-            shape = (*shape, ratio)
-        return np.ndarray(shape, np.uint8, self.state, offset, strides)
+        return elements_of(self.state, unit, offset, shape, strides, itemsize)
 
     def ensure_state_array(self) -> None:
         """Turn a uniform state into one state per element."""
         if isinstance(self.state, int):
             n = self.info.nbytes // self.info.dtype.itemsize
             self.state = np.full(n, self.state, np.uint8)
+
+
+def elements_of(
+    marks: np.ndarray,
+    unit: int,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    itemsize: int,
+) -> np.ndarray:
+    """What stands beside the elements of a view, as an array that writes through.
+
+    Args:
+        marks: one entry for each ``unit`` bytes of an allocation.
+        offset, shape, strides: the view, in elements of ``itemsize`` bytes.
+    """
+    if itemsize != unit:
+        if itemsize < unit:  # several elements of the view share one unit
+            index = offset + _offsets(shape, strides)
+            return _Gather(marks, index * itemsize // unit)  # type: ignore[return-value]
+        ratio = itemsize // unit  # one element of the view covers several units
+        offset *= ratio
+        strides = (*(s * ratio for s in strides), 1)
+        shape = (*shape, ratio)
+    item = marks.itemsize
+    return np.ndarray(shape, marks.dtype, marks, offset * item, tuple(s * item for s in strides))
 
 
 class _Gather:

@@ -28,6 +28,11 @@ class Placed:
     destroyed: list[tuple[Box, Access, int]] = field(default_factory=list)
     written: bool = False  # whether it has a value of its own
 
+    def reset(self) -> None:
+        """Forget all writes."""
+        self.destroyed.clear()
+        self.written = False
+
     def box_of(self, access: Access) -> Box:
         """The memory's own partitions and bytes that an access touches."""
         p0, p1, b0, b1 = access.extent()

@@ -19,7 +19,7 @@ from nki_sim.errors import SimulatorError
 from nki_sim.kernel import Simulation
 from nki_sim.launch import run_cores
 from nki_sim.machine import Core, Launch
-from nki_sim.memory import NEVER, Storage, fresh_bytes
+from nki_sim.memory import NEVER, Storage
 from nki_sim.registers import VirtualRegister
 from nki_sim.targets import Target
 from nki_sim.trace import Trace
@@ -28,30 +28,32 @@ from nki_sim.trace import Trace
 class Replay:
     """One recorded run of a kernel that can be executed again.
 
+    Two cores are replayed in one thread: an order puts the instructions of both into one line, and
+    barriers and exchanges hold there because of their dependencies, not because anyone waits.
+
     Args:
-        kernel, args: as for ``nki_sim.simulate``; one core.
+        kernel, args, kwargs: as for ``nki_sim.simulate``; ``kernel[2]`` for two cores.
         target: generation to simulate.
 
     Attributes:
         trace: the record.
         before: dependencies of each instruction.
-
-    Raises:
-        SimulatorError: for a launch on two cores.
     """
 
-    def __init__(self, kernel: Any, *args: Any, target: str | Target | None = None) -> None:
+    def __init__(
+        self, kernel: Any, *args: Any, target: str | Target | None = None, **kwargs: Any
+    ) -> None:
         self.trace = Trace()
         simulation = Simulation(kernel, target, self.trace)
-        if simulation.kernel.lnc != 1:
-            raise SimulatorError(f"lnc = {simulation.kernel.lnc}: replay takes one core")
         self._launch: Launch = simulation.keep_calls()
-        simulation(*args)
+        simulation(*args, **kwargs)
         assert self._launch.calls is not None
         self._calls = self._launch.calls
         self.before = dependencies(self.trace)
-        self._storages = _distinct(self._launch.storages)
-        self._expected = [s.data.copy() for s in self._storages]
+        self._storages = list({id(s): s for s in self._launch.storages}.values())
+        # placed tensors of one memory share its bytes; one of them stands for all
+        self._distinct = list({id(s.data): s for s in self._storages}.values())
+        self._expected = [s.data.copy() for s in self._distinct]
 
     def run(
         self, seed: int, before: Mapping[int, tuple[Dependency, ...]] | None = None
@@ -64,24 +66,26 @@ class Replay:
         order = random_order(self.before if before is None else before, seed)
         for storage in self._storages:
             _reset(storage)
-        for _, args, kwargs in self._calls:
+        for _, _, args, kwargs in self._calls.values():
             for value in (*args, *kwargs.values()):
                 if isinstance(value, VirtualRegister):
                     value.restart()
-        target = self._launch.target
-        core = Core(Launch(target, Trace(), 1, self._launch.exact_matmul))
+        recorded = self._launch
+        launch = Launch(recorded.target, Trace(), recorded.lnc, recorded.exact_matmul)
+        cores = [Core(launch, number) for number in range(recorded.lnc)]
 
         def again() -> None:
-            for position in order:
-                function, args, kwargs = self._calls[position]
-                function(*args, **kwargs)
+            for index in order:
+                number, function, args, kwargs = self._calls[index]
+                with cores[number].executing():
+                    function(*args, **kwargs)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run_cores([core], again, [], {})
+            run_cores(cores[:1], again, [], {})
         return [
             repr(s.info)
-            for s, want in zip(self._storages, self._expected, strict=True)
+            for s, want in zip(self._distinct, self._expected, strict=True)
             if not np.array_equal(s.data, want)
         ]
 
@@ -109,24 +113,14 @@ def random_order(before: Mapping[int, tuple[Dependency, ...]], seed: int) -> lis
     return order
 
 
-def _distinct(storages: list[Storage]) -> list[Storage]:
-    """Each storage once (placed tensors of one memory share its bytes; one of them stands for
-    all)."""
-    seen: dict[int, Storage] = {}
-    for storage in storages:
-        seen.setdefault(id(storage.data), storage)
-    return list(seen.values())
-
-
 def _reset(storage: Storage) -> None:
+    """Bring a storage back to what it held before the kernel ran."""
     if storage.initial is not None:
         storage.data[...] = storage.initial
         return
     if storage.placed is not None:
         storage.data.fill(0xFF)
-        storage.placed.destroyed.clear()
-        for other in storage.placed.neighbours:
-            other.destroyed.clear()
+        storage.placed.reset()
     else:
-        storage.data[...] = fresh_bytes(storage.data.size, storage.info.dtype)
+        storage.data[...] = storage.fresh()
     storage.state = NEVER

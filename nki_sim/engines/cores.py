@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from nki_sim import checks, rules
 from nki_sim.checks import SBUF_ONLY
 from nki_sim.enums import dma_engine as DmaEngine
 from nki_sim.enums import engine as Engine
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, Launch, current, sequenced
 from nki_sim.memory import SHARED_HBM
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
@@ -19,6 +22,7 @@ engine = Engine
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}  # bytes per partition by element size
 
 
+@sequenced
 def core_barrier(
     data: NkiTensor, cores: Any, engine: Engine = Engine.gpsimd, name: str | None = None
 ) -> NkiInstruction:
@@ -45,6 +49,7 @@ def core_barrier(
     return made
 
 
+@sequenced
 def sendrecv(
     src: NkiTensor,
     dst: NkiTensor,
@@ -64,7 +69,6 @@ def sendrecv(
     if src.dtype is not dst.dtype:
         rules.broken(rules.DTYPE, "dst", dst.dtype, f"src is {src.dtype}")
     checks.same_layout(dst, "dst", src, "src")
-    peer = 1 - core.id
     for rank, label in ((send_to_rank, "send_to_rank"), (recv_from_rank, "recv_from_rank")):
         if rank not in (0, 1):
             rules.broken(rules.CORES, label, rank, "0 or 1")
@@ -80,24 +84,58 @@ def sendrecv(
         name,
         {"send_to": send_to_rank, "recv_from": recv_from_rank, "pipe_id": pipe_id},
     )
-    mailbox = core.launch.mailbox
-    key = ("sendrecv", pipe_id)
-    mailbox[(key, core.id)] = (send_to_rank, src.values.copy())
+    launch, key = core.launch, ("sendrecv", pipe_id)
+    mine = Parcel(core.id, send_to_rank, recv_from_rank, src.values.copy(), dst)
+    if launch.baton is None:  # a replay: its order stands for the waiting
+        _complete(launch, key, mine)
+        return made
+    launch.mailbox[(key, core.id)] = mine
     meet(core, key, f"sendrecv on pipe {pipe_id} from core {recv_from_rank}")
-    sender = core.id if recv_from_rank == core.id else peer
-    target, values = mailbox[(key, sender)]
-    if target != core.id:
-        rules.broken(
-            rules.CORES, "recv_from_rank", recv_from_rank, f"core {sender} sends to core {target}"
-        )
+    sent = launch.mailbox[(key, core.id if recv_from_rank == core.id else 1 - core.id)]
     meet(core, (*key, "taken"), f"sendrecv on pipe {pipe_id}: the other core takes the tile")
-    dst.values[...] = values.reshape(dst.shape)
+    _deliver(sent, mine)
     return made
+
+
+@dataclass(slots=True)
+class Parcel:
+    """One core's half of an exchange: what it sends to whom, and where it wants what it gets."""
+
+    core: int
+    send_to: int
+    recv_from: int
+    values: np.ndarray
+    dst: NkiTensor
+
+
+def _deliver(sent: Parcel, to: Parcel) -> None:
+    """Fill the destination of one half with the values of another."""
+    if sent.send_to != to.core:
+        rules.broken(
+            rules.CORES,
+            "recv_from_rank",
+            to.recv_from,
+            f"core {sent.core} sends to core {sent.send_to}",
+        )
+    to.dst.values[...] = sent.values.reshape(to.dst.shape)
+
+
+def _complete(launch: Launch, key: tuple[Any, ...], second: Parcel) -> None:
+    """Keep the first half of an exchange; with the second one fill both destinations."""
+    waiting: list[Parcel] = launch.mailbox.setdefault((key, 1 - second.core), [])
+    if not waiting:
+        launch.mailbox.setdefault((key, second.core), []).append(second)
+        return
+    halves = {half.core: half for half in (waiting.pop(0), second)}
+    for half in halves.values():
+        _deliver(halves[half.recv_from], half)
 
 
 def meet(core: Core, key: tuple[Any, ...], what: str) -> None:
     """Wait until the other core has come to the same meeting as often as this one."""
     launch = core.launch
+    if launch.baton is None:  # a replay
+        return
     visits = launch.visits
     mine = visits[(key, core.id)] = visits.get((key, core.id), 0) + 1
     others = [c for c in range(launch.lnc) if c != core.id]

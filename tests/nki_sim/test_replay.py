@@ -8,7 +8,7 @@ import pytest
 import nki_sim
 import nki_sim.isa as nisa
 import nki_sim.language as nl
-from nki_sim import SimulatorError, Trace
+from nki_sim import RuleError, SimulatorError, Trace
 from nki_sim.dependencies import dependencies
 from nki_sim.kernel import jit
 from nki_sim.replay import Replay, random_order
@@ -179,6 +179,83 @@ def test_registers_loops_and_placed_tensors_replay():
         assert replay.run(seed) == []
 
 
-def test_two_cores_are_not_replayed():
-    with pytest.raises(SimulatorError, match="lnc = 2"):
-        Replay(jit(lambda a: a)[2], normal(2, 2), target="trn2")
+@jit
+def two_core_softmax(x, w):
+    """Rows over two cores that exchange maxima and sums, halves of a product through shared HBM."""
+    n, m = x.shape
+    me = nl.program_id(0)
+    half = m // 2
+    mine = nl.ndarray((n, half), nl.float32)
+    nisa.dma_copy(mine, x[:, nl.ds(me * half, half)])
+    top, other = nl.ndarray((n, 1), nl.float32), nl.ndarray((n, 1), nl.float32)
+    nisa.tensor_reduce(top, nl.maximum, mine, 1)
+    nisa.sendrecv(top, other, 1 - me, 1 - me, pipe_id=0)
+    nisa.tensor_tensor(top, top, other, nl.maximum)
+    part = nl.ndarray((n, 1), nl.float32)
+    nisa.activation_reduce(mine, nl.exp, mine, nl.add, part, bias=nl.negative(top))
+    nisa.sendrecv(part, other, 1 - me, 1 - me, pipe_id=0)
+    nisa.tensor_tensor(part, part, other, nl.add)
+    nisa.reciprocal(part, part)
+    nisa.tensor_scalar(mine, mine, nl.multiply, part)
+    scratch = nl.ndarray((n, m), nl.float32, nl.shared_hbm)
+    nisa.dma_copy(scratch[:, nl.ds(me * half, half)], mine)
+    nisa.core_barrier(scratch, (0, 1))
+    theirs = nl.ndarray((n, half), nl.float32)
+    nisa.dma_copy(theirs, scratch[:, nl.ds((1 - me) * half, half)])
+    weights = nl.ndarray((n, half), nl.float32)
+    nisa.dma_copy(weights, w[:, nl.ds((1 - me) * half, half)])
+    nisa.tensor_tensor(theirs, theirs, weights, nl.multiply)
+    out = nl.ndarray((n, m), nl.float32, nl.shared_hbm)
+    nisa.dma_copy(out[:, nl.ds((1 - me) * half, half)], theirs)
+    return out
+
+
+def test_two_cores_in_any_order():
+    x, w = normal(48, 30), normal(48, 30, seed=1)
+    weights = np.exp(x - x.max(axis=1, keepdims=True))
+    want = weights / weights.sum(axis=1, keepdims=True) * w
+    np.testing.assert_allclose(
+        nki_sim.simulate(two_core_softmax[2], target="trn2")(x, w), want, rtol=1e-5, atol=1e-7
+    )
+    replay = Replay(two_core_softmax[2], x, w=w, target="trn2")
+    orders = [random_order(replay.before, seed) for seed in range(8)]
+    cores = [i.core for i in replay.trace]
+    assert len({tuple(cores[index] for index in order) for order in orders}) > 4
+    for seed in range(8):
+        assert replay.run(seed) == []
+
+
+@pytest.mark.parametrize("opcode", ["sendrecv", "core_barrier"])
+def test_two_cores_need_their_meetings(opcode):
+    replay = Replay(two_core_softmax[2], normal(48, 30), normal(48, 30, seed=1), target="trn2")
+    meetings = {i.index for i in replay.trace if i.opcode == opcode}
+    thinner = {
+        i: tuple(d for d in deps if i not in meetings and d.producer not in meetings)
+        for i, deps in replay.before.items()
+    }
+    assert any(changed(replay, seed, thinner) for seed in range(10))
+    assert all(replay.run(seed) == [] for seed in range(3))
+
+
+def changed(replay: Replay, seed: int, before) -> bool:
+    """Whether an order changes a result, or breaks a rule, which is as loud."""
+    try:
+        return replay.run(seed, before) != []
+    except (RuleError, SimulatorError):
+        return True
+
+
+def test_exchanges_on_one_pipe_keep_their_order():
+    def kernel(a):
+        me = nl.program_id(0)
+        for i in range(3):
+            sent = nl.full((2, 3), float(10 * me + i), nl.float32)
+            got = nl.ndarray((2, 3), nl.float32)
+            nisa.sendrecv(sent, got, 1 - me, 1 - me, pipe_id=7)
+            nisa.dma_copy(a[nl.ds(6 * me + 2 * i, 2)], got)
+
+    a = np.zeros((12, 3), np.float32)
+    replay = Replay(jit(kernel)[2], a, target="trn2")
+    assert a[::2, 0].tolist() == [10, 11, 12, 0, 1, 2]
+    for seed in range(8):
+        assert replay.run(seed) == []
