@@ -186,11 +186,25 @@ def dma_compute(
 
 
 def _check_unique(t: NkiTensor) -> None:
+    """The indices of a scatter are what the caller promised; those that are skipped may repeat."""
     assert t.index is not None
-    numbers = t.index.index.values.T.reshape(-1)[: t.shape[0]]
-    numbers = numbers[(numbers >= 0) & (numbers < t.index.limit)]  # the others are skipped
-    values, counts = np.unique(numbers, return_counts=True)
-    if (counts > 1).any():
+    index: NkiTensor = t.index.index
+    numbers = index.values.T.reshape(-1)[: t.shape[0]]
+    order = np.argsort(numbers, kind="stable")
+    line = numbers[order]
+    twice = (line[1:] == line[:-1]) & (line[1:] >= 0) & (line[1:] < t.index.limit)
+    if twice.any():
+        at = int(twice.argmax())
+        first, second = (_row(int(order[k]), index) for k in (at, at + 1))
         rules.broken(
-            rules.DMA_UNIQUE, "vector_offset", int(values[counts > 1][0]), "occurs more than once"
+            rules.DMA_UNIQUE,
+            "vector_offset",
+            int(line[at]),
+            f"{first} and {second} both add to that row",
         )
+
+
+def _row(number: int, index: NkiTensor) -> str:
+    """The row of a scatter, and where in the index tile its number stands."""
+    column, partition = divmod(number, index.shape[0])
+    return f"row {number} (index[{partition}, {column}])"

@@ -1,8 +1,12 @@
 """Random numbers of VectorE and GpSimdE.
 
-AWS documents what the instructions do, not the bits they give (the names of the states point at
-XORWOW). Here each engine of a core has a NumPy generator: the same seed gives the same numbers,
-other numbers than the hardware's.
+AWS names the algorithm, XORWOW, and the size of its state: 6 words in each partition of GpSimdE, 24
+of VectorE (nki.isa.rand_set_state). So each partition has here one generator (GpSimdE) or four that
+take turns (VectorE), as published: G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software
+8(14), 2003, page 5, with the words x, y, z, w, v, d in this order. The order of words and
+generators, and how a 32-bit seed becomes a state, are not documented: the same state or seed gives
+the same numbers, and a stored state continues where it was stored, but the hardware's numbers are
+others.
 """
 
 from __future__ import annotations
@@ -18,18 +22,48 @@ from nki_sim.enums import engine as Engine
 from nki_sim.machine import Core, current, instruction, sequenced
 from nki_sim.memory import PSUM
 from nki_sim.numerics import F32, column, read32
+from nki_sim.targets import PARTITIONS
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
 
 engine = Engine
 
 
-def _generator(core: Core, name: str) -> np.random.Generator:
-    """The engine's generator; unseeded it starts from a fixed state, as a simulation should."""
-    if name not in core.random:
-        core.random[name] = np.random.Generator(np.random.Philox(core.id))
-    generator: np.random.Generator = core.random[name]
-    return generator
+_WORDS = 6  # of one generator
+_GENERATORS = {"gpsimd": 1, "vector": 4}  # of one partition
+_WEYL = np.uint32(362437)
+
+
+def _states(core: Core, name: str) -> np.ndarray:
+    """The generators of an engine, uint32 [partition, generator, word]; unseeded, a fixed state."""
+    states: np.ndarray | None = core.random.get(name)
+    if states is None:
+        states = core.random[name] = _seeded(core.id, name)
+    return states
+
+
+def _seeded(seed: int, name: str) -> np.ndarray:
+    """One state per generator from one 32-bit seed."""
+    shape = (PARTITIONS, _GENERATORS[name], _WORDS)
+    return np.random.SeedSequence(seed).generate_state(int(np.prod(shape))).reshape(shape)
+
+
+def _draw(core: Core, name: str, t: NkiTensor) -> np.ndarray:
+    """32 random bits for each element of a tile, uint32 in its shape; the generators advance."""
+    start = t.start_partition
+    used = _states(core, name)[start : start + t.shape[0]]  # [P, generators, words]
+    x, y, z, w, v, d = (used[:, :, k].copy() for k in range(_WORDS))
+    steps = -(-t.free // used.shape[1])
+    out = np.empty((steps, *x.shape), np.uint32)
+    for step in range(steps):
+        turn = x ^ (x >> 2)
+        x, y, z, w = y, z, w, v
+        v = (v ^ (v << 4)) ^ (turn ^ (turn << 1))
+        d = d + _WEYL
+        out[step] = d + v
+    used[...] = np.stack([x, y, z, w, v, d], axis=2)
+    flat = out.transpose(1, 0, 2).reshape(t.shape[0], -1)[:, : t.free]
+    return flat.reshape(t.shape)
 
 
 @instruction
@@ -47,7 +81,7 @@ def rng(dst: NkiTensor, engine: Engine = Engine.vector, name: str | None = None)
     if not dst.dtype.is_int or dst.dtype.kind == BOOL:
         rules.broken(rules.DTYPE, "dst", dst.dtype, "an integer dtype")
     made = core.issue(engine.name, "rng", (("dst", dst),), (), dst.free, name)
-    bits = _generator(core, engine.name).integers(0, 1 << 32, dst.shape, np.uint32)
+    bits = _draw(core, engine.name, dst)
     dst.values[...] = bits.astype(f"u{dst.dtype.itemsize}").view(dst.dtype.numpy)
     return made
 
@@ -73,7 +107,7 @@ def dropout(dst: NkiTensor, data: NkiTensor, prob: Any, name: str | None = None)
     else:
         limit = F32(prob)
     made = core.issue("vector", "dropout", (("dst", dst),), reads, data.free, name)
-    drawn = _generator(core, "vector").random(data.shape, dtype=F32)
+    drawn = (_draw(core, "vector", data) >> 8).astype(F32) * F32(2.0**-24)  # in [0, 1)
     values = np.where(drawn < limit, data.dtype.numpy.type(0), data.values)
     dst.values[...] = values.reshape(dst.shape)
     return made
@@ -88,7 +122,7 @@ def set_rng_seed(src_seeds: NkiTensor, name: str | None = None) -> NkiInstructio
         rules.broken(rules.SEED, "src_seeds", f"{src_seeds.shape} {src_seeds.dtype}")
     made = core.issue("vector", "set_rng_seed", (), (("src_seeds", src_seeds),), 1, name)
     seed = int(src_seeds.values.copy().view(np.uint32).reshape(-1)[0])
-    core.random["vector"] = np.random.Generator(np.random.Philox(seed))
+    core.random["vector"] = _seeded(seed, "vector")
     return made
 
 
@@ -100,11 +134,7 @@ def rand_set_state(
     core = current()
     _check_state(src_seeds, "src_seeds", engine, core)
     made = core.issue(engine.name, "rand_set_state", (), (("src_seeds", src_seeds),), 1, name)
-    words = src_seeds.values.reshape(-1)
-    core.random[engine.name] = np.random.Generator(
-        np.random.Philox(np.random.SeedSequence(words.tolist()))
-    )
-    core.random[f"{engine.name} state"] = src_seeds.values.copy()
+    _lanes(core, engine, src_seeds)[...] = src_seeds.values.reshape(src_seeds.shape[0], -1, _WORDS)
     return made
 
 
@@ -112,25 +142,17 @@ def rand_set_state(
 def rand_get_state(
     dst: NkiTensor, engine: Engine = Engine.gpsimd, name: str | None = None
 ) -> NkiInstruction:
-    """Store the generator's state as ``rand_set_state`` takes it.
-
-    Raises:
-        NotImplementedError: where numbers were drawn since the state was set, or it never was: the
-            words of the hardware's generator are not simulated.
-    """
+    """Store the generators' state as ``rand_set_state`` takes it: loaded again, it continues."""
     core = current()
     _check_state(dst, "dst", engine, core)
-    state = core.random.get(f"{engine.name} state")
-    generator = core.random.get(engine.name)
-    untouched = False
-    if generator is not None and state is not None and state.shape == dst.shape:
-        fresh = np.random.Philox(np.random.SeedSequence(state.reshape(-1).tolist())).state
-        untouched = str(generator.bit_generator.state) == str(fresh)
-    if not untouched:
-        raise NotImplementedError("rand_get_state after drawing numbers (hardware generator state)")
     made = core.issue(engine.name, "rand_get_state", (("dst", dst),), (), dst.free, name)
-    dst.values[...] = state
+    dst.values[...] = _lanes(core, engine, dst).reshape(dst.shape)
     return made
+
+
+def _lanes(core: Core, engine: Engine, t: NkiTensor) -> np.ndarray:
+    """The generators of the partitions that a tile of states spans."""
+    return _states(core, engine.name)[t.start_partition : t.start_partition + t.shape[0]]
 
 
 def _check_state(t: NkiTensor, operand: str, engine: Engine, core: Core) -> None:
@@ -140,6 +162,6 @@ def _check_state(t: NkiTensor, operand: str, engine: Engine, core: Core) -> None
     if engine is not Engine.gpsimd and (engine is not Engine.vector or core.version < 4):
         rules.broken(rules.ENGINE, "engine", engine.name, core.target.generation)
     checks.tile(t, operand, SBUF_ONLY)
-    words = 6 if engine is Engine.gpsimd else 24
+    words = _GENERATORS[engine.name] * _WORDS
     if t.dtype is not uint32 or t.free != words:
         rules.broken(rules.SEED, operand, f"{t.shape} {t.dtype}", f"{words} words per partition")

@@ -9,6 +9,7 @@ import nki_sim.isa as nisa
 import nki_sim.language as nl
 from nki_kernels import launch
 from nki_sim import RuleError, Trace, memory_report
+from nki_sim.kernel import Simulation
 from nki_sim.lifetimes import Tenant, first_fit, tenants
 from nki_sim.memory import PSUM, SBUF, Allocation
 from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
@@ -170,3 +171,25 @@ def test_the_shipped_kernels_fit_and_waste_nothing(case, target):
     for usage, placed in zip(found.usage, found.first_fit, strict=True):
         assert 0 < usage.needed <= usage.peak <= placed <= usage.capacity
     assert found.idle.never_written == () and found.idle.never_read == ()
+
+
+def test_capacity_and_loops_are_checked_without_data():
+    def too_full(x):
+        tiles = [nl.ndarray((128, 30000), nl.float32) for _ in range(2)]
+        for tile in tiles:
+            nisa.memset(tile, 1.0)
+        nisa.tensor_tensor(tiles[0], tiles[0], tiles[1], nl.add)
+
+    def keeps(x):
+        kept = []
+
+        def body(i):
+            kept.append(nl.full((1, 4), 1.0, nl.float32))
+            nisa.dma_copy(x, kept[0])
+
+        nl.fori_loop(0, 2, body)
+
+    for kernel, rule in ((too_full, "memory.capacity"), (keeps, "loop.memory")):
+        with pytest.raises(RuleError) as caught:
+            Simulation(kernel, "trn1", shapes_only=True)(normal(1, 4))
+        assert caught.value.rule == rule

@@ -115,8 +115,11 @@ def add_rows(rows, oob):
 
 
 def test_a_promise_of_unique_indices():
-    with pytest.raises(RuleError, match=r"dma\.unique-indices"):
+    with pytest.raises(RuleError, match=r"dma\.unique-indices") as caught:
         add_rows([3, 1, 2, 3], nisa.oob_mode.error)
+    text = str(caught.value)
+    assert "vector_offset = 3" in text and HERE in text
+    assert "row 0 (index[0, 0]) and row 3 (index[3, 0])" in text
     assert add_rows([3, 1, 2, 7], nisa.oob_mode.error).sum() == 24
     # indices that are skipped may repeat: padding
     assert add_rows([3, 100, 2, 100], nisa.oob_mode.skip).sum() == 12
@@ -158,6 +161,70 @@ def test_a_read_that_finds_the_iteration_before():
         run(kernel, normal(1, 4), trace=trace)
     found = [f for f in trace.findings if f.kind == "loop-memory"]
     assert len(found) == 1 and HERE in found[0].line and HERE in found[0].text
+
+
+def test_a_body_that_writes_only_a_part():
+    def kernel(out, columns, again):
+        def body(i):
+            t = nl.ndarray((2, 6), nl.float32)
+            nisa.memset(t[:, columns], 1.0)
+            if again:
+                nisa.memset(t[:, 3:6], 2.0)
+            nisa.dma_copy(out, t)
+
+        nl.fori_loop(0, 3, body)
+
+    def findings(columns, again=False):
+        trace = Trace()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(kernel, normal(2, 6), columns, again, trace=trace)
+        return [f for f in trace.findings if f.kind == "loop-memory"]
+
+    # on the device no iteration writes columns 3 to 5: no earlier iteration's value is there
+    assert findings(slice(0, 3)) == []
+    assert findings(slice(0, 3), again=True) == []
+    assert findings(slice(0, 6, 2), again=True) == []
+
+
+def test_a_part_that_only_an_earlier_iteration_wrote():
+    def kernel(out, columns):
+        def body(i):
+            t = nl.ndarray((2, 6), nl.float32)
+            nisa.memset(t[:, columns], 1.0)
+            nisa.dma_copy(out, t)
+            nisa.memset(t, 2.0)
+
+        nl.fori_loop(0, 3, body)
+
+    for columns, loud in ((slice(0, 3), True), (slice(0, 6, 2), True), (slice(None), False)):
+        trace = Trace()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(kernel, normal(2, 6), columns, trace=trace)
+        found = [f for f in trace.findings if f.kind == "loop-memory"]
+        assert len(found) == loud
+        if loud:
+            lines = kernel.__code__.co_consts[1].co_firstlineno
+            assert found[0].line.endswith(f"{HERE}{lines + 3}"), found
+            assert f"memset at {found[0].line.rsplit(':', 1)[0]}:{lines + 4}" in found[0].text
+
+
+def test_a_kept_value_that_later_iterations_overwrite_in_parts():
+    def kernel(out, keep):
+        kept = []
+
+        def body(i):
+            t = nl.ndarray((1, 4), nl.float32)
+            part = slice(0, 2) if len(kept) % 2 == 0 else slice(2, 4)
+            nisa.memset(t[:, part], 1.0)
+            kept.append(t[:, part])
+            nisa.dma_copy(out[:, part], kept[-keep] if len(kept) >= 3 else kept[-1])
+
+        nl.fori_loop(0, 3, body)
+
+    refused("loop.memory", lambda: run(kernel, normal(1, 4), 3))
+    run(kernel, normal(1, 4), 1)
 
 
 def test_loops_side_by_side_and_nested_stay_quiet():

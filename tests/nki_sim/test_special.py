@@ -266,6 +266,44 @@ def test_random_state_round_trip():
     np.testing.assert_array_equal(a, b)
 
 
+def test_random_state_after_drawing_continues():
+    words = rng(1).integers(0, 2**32, (32, 6), dtype=np.uint32)
+
+    def body(first, second, again, untouched, w):
+        gpsimd = nisa.engine.gpsimd
+        nisa.rand_set_state(w)
+        nisa.rng(first, engine=gpsimd)
+        state = nl.ndarray((32, 6), nl.uint32)
+        nisa.rand_get_state(state)
+        nisa.rng(second, engine=gpsimd)
+        nisa.rand_set_state(state)
+        nisa.rng(again, engine=gpsimd)
+        unused = nl.ndarray((128, 6), nl.uint32)  # of an engine that nothing seeded
+        nisa.rand_get_state(unused)
+        nisa.tensor_copy(untouched, unused[96:128])
+
+    out = [((32, 7), np.uint32), ((32, 5), np.uint32), ((32, 5), np.uint32), ((32, 6), np.uint32)]
+    first, second, again, untouched = apply(body, words, out=out, target="trn2")
+    np.testing.assert_array_equal(second, again)
+    assert (first[:, :5] != second).all() and len(np.unique(untouched)) > 180
+    for partition in (0, 31):
+        drawn = xorwow(words[partition].tolist(), 12)
+        assert first[partition].tolist() + second[partition].tolist() == drawn
+
+
+def xorwow(state: list[int], n: int) -> list[int]:
+    """Marsaglia's generator, a number at a time."""
+    x, y, z, w, v, d = state
+    drawn = []
+    for _ in range(n):
+        t = x ^ (x >> 2)
+        x, y, z, w = y, z, w, v
+        v = (v ^ (v << 4) ^ t ^ (t << 1)) & 0xFFFFFFFF
+        d = (d + 362437) & 0xFFFFFFFF
+        drawn.append((d + v) & 0xFFFFFFFF)
+    return drawn
+
+
 def test_dropout():
     x = normal(100, 100) + 10
     column = np.linspace(0, 1, 100, dtype=F32)[:, None]
