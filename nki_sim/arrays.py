@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nki_sim.dtypes import BOOL, LOW_PRECISION, DType, as_dtype, float32
+from nki_sim.dtypes import BOOL, DType, as_dtype
 from nki_sim.machine import Launch
 from nki_sim.memory import PRIVATE_HBM, READ_ONLY, SHARED_HBM, WRITTEN, Storage
 from nki_sim.objects import NKIObject
@@ -78,17 +78,16 @@ class Argument:
         array, dtype = _as_numpy(original, name)
         self._array = array
         dense = array if array.flags.c_contiguous else np.ascontiguousarray(array)
-        wide = not launch.precise and dtype in LOW_PRECISION
-        if wide:
-            dense = dense.astype(np.float32)
+        carrier = launch.carrier(dtype)
+        if carrier is not None:
+            dense = dense.astype(carrier)
         self._copied = dense is not array
         space = SHARED_HBM if launch.lnc > 1 else PRIVATE_HBM
         shape = tuple(array.shape) or (1,)
         info = launch.allocation(space, shape, dtype, name, argument=True)
         state = WRITTEN if array.flags.writeable else READ_ONLY
         storage = Storage(info, dense.reshape(-1).view(np.uint8), state)
-        if wide:
-            storage.carrier = float32.numpy
+        storage.carrier = carrier
         self._dense = dense
         if launch.calls is not None:
             storage.initial = storage.data.copy()

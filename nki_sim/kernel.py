@@ -18,6 +18,7 @@ from nki_sim.targets import Target, get_target
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import Trace
 from nki_sim.usage import check_capacity
+from nki_sim.wide import settle
 
 
 class Kernel:
@@ -151,6 +152,7 @@ class Simulation:
         keywords = {k: replace_arrays(v, k, as_argument) for k, v in kwargs.items()}
         cores = [Core(launch, i) for i in range(kernel.lnc)]
         results = run_cores(cores, kernel.func, inputs, keywords)
+        settle(launch.overlays)
         trace.instructions.sort(key=lambda i: i.index)
         _order(trace, kernel.schedule)
         check_capacity(trace, target)

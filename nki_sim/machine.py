@@ -38,6 +38,7 @@ from nki_sim.memory import (
 from nki_sim.placement import place
 from nki_sim.targets import PARTITIONS, PSUM_BANK_BYTES, PSUM_PARTITION_BYTES, Target
 from nki_sim.trace import Finding, Instruction, NkiInstruction, Trace, kernel_frame, kernel_line
+from nki_sim.wide import Overlay, settle
 
 if TYPE_CHECKING:
     from nki_sim.tensor import NkiTensor
@@ -136,6 +137,7 @@ class Launch:
             for ``replay``.
         baton: what makes two cores take turns; None with one core, and in a replay.
         storages: with ``calls``, every storage of the launch.
+        overlays: with ``NKI_PRECISE_FP=0``, views of other dtypes that the running instruction has.
     """
 
     def __init__(
@@ -157,7 +159,8 @@ class Launch:
         self.lock = threading.Lock()
         self.indices = itertools.count()
         self.shared: list[Storage] = []
-        self.placed: dict[tuple[int, MemoryRegion], np.ndarray] = {}
+        self.placed: dict[object, np.ndarray] = {}
+        self.overlays: list[Overlay] = []
         self.warned: set[tuple[str, str]] = set()
         self.baton: Any = None
         self.mailbox: dict[Any, Any] = {}
@@ -167,6 +170,10 @@ class Launch:
         self.footprints: dict[int, Any] = {}
         trace.target = target.generation
         trace.cores = lnc
+
+    def carrier(self, dtype: DType) -> np.dtype[Any] | None:
+        """The dtype that holds elements of ``dtype``, where it is not its own."""
+        return None if self.precise or dtype not in LOW_PRECISION else float32.numpy
 
     def epoch(self, core: int) -> None:
         """Count a meeting of the cores: accesses on both sides of it are ordered."""
@@ -241,10 +248,7 @@ class Core:
         if self.loops and address is None:
             storage.info.slot = tuple(self.slot)
             self.slot[-1] += 1
-        if not self.launch.precise and dtype in LOW_PRECISION:
-            if address is not None:
-                raise NotImplementedError("NKI_PRECISE_FP=0 with address=")
-            storage.carrier = float32.numpy
+        storage.carrier = self.launch.carrier(dtype)
         if self.launch.calls is not None:
             self.launch.storages.append(storage)
         return storage
@@ -332,14 +336,19 @@ class Core:
             )
         if space is PSUM and byte % PSUM_BANK_BYTES:
             rules.broken(rules.TENSOR_ADDRESS, "address", address)
+        # With NKI_PRECISE_FP=0 each low-precision dtype has a memory of its own, of float32.
+        wide = self.launch.carrier(dtype) is not None
+        unit, held = (dtype.itemsize, 4) if wide else (1, 1)
         key = (self.id, space)
-        memory = self.launch.placed.get(key)
+        name_of_memory = (*key, dtype, byte % unit) if wide else key
+        memory = self.launch.placed.get(name_of_memory)
         if memory is None:
-            memory = self.launch.placed[key] = np.full(PARTITIONS * size, 0xFF, np.uint8)
+            memory = np.full(PARTITIONS * size // unit * held, 0xFF, np.uint8)
+            self.launch.placed[name_of_memory] = memory
         storage = Storage(info, memory)
-        storage.pitch = size
-        storage.base = partition * size + byte
-        storage.placed = place(info, self.launch.neighbours.setdefault(key, []))
+        storage.pitch = size // unit * held
+        storage.base = partition * storage.pitch + byte // unit * held
+        storage.placed = place(info, self.launch.neighbours.setdefault(key, []), name_of_memory)
         return storage
 
     # ------------------------------------------------------------------ record
@@ -356,6 +365,8 @@ class Core:
         state: int = WRITTEN,
     ) -> NkiInstruction:
         """Record one instruction and what it makes of its memories' state."""
+        if self.launch.overlays:
+            settle(self.launch.overlays)
         frame = kernel_frame()
         index = next(self.launch.indices)
         self.issued = index + 1

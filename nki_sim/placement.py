@@ -27,6 +27,7 @@ class Placed:
     neighbours: list[Placed] = field(default_factory=list)
     destroyed: list[tuple[Box, Access, int]] = field(default_factory=list)
     written: bool = False  # whether it has a value of its own
+    memory: object = None  # where its bytes are: all in one place, but for NKI_PRECISE_FP=0
 
     def reset(self) -> None:
         """Forget all writes."""
@@ -52,11 +53,22 @@ class Placed:
                 other.destroyed.append((_common(box, other.box), access, index))
 
     def is_second_name(self, access: Access) -> bool:
-        """Whether ``access`` reads what another tensor holds, through one without a value."""
+        """Whether ``access`` reads what another tensor holds, through one without a value.
+
+        Raises:
+            NotImplementedError: where that is held as float32 (``NKI_PRECISE_FP=0``).
+        """
+        if self.written:
+            return False
         box = self.box_of(access)
-        return not self.written and any(
-            other.written and _overlap(box, other.box) for other in self.neighbours
-        )
+        held = [o for o in self.neighbours if o.written and _overlap(box, o.box)]
+        for other in held:
+            if other.memory != self.memory:
+                raise NotImplementedError(
+                    f"NKI_PRECISE_FP=0: reading {other.info!r} through {self.info!r}, placed at "
+                    "the same addresses with another dtype; take a view of the tensor instead"
+                )
+        return bool(held)
 
     def spoiled(self, access: Access) -> tuple[Allocation, int] | None:
         """The tensor and instruction that destroyed what ``access`` is about to read, if any."""
@@ -97,7 +109,7 @@ def _common(a: Box, b: Box) -> Box:
     return max(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), min(a[3], b[3])
 
 
-def place(info: Allocation, memory: list[Placed]) -> Placed:
+def place(info: Allocation, memory: list[Placed], where: object) -> Placed:
     """Add a tensor to a memory's placed tensors and find its neighbours."""
     assert info.partition0 is not None and info.byte0 is not None
     box = (
@@ -106,7 +118,7 @@ def place(info: Allocation, memory: list[Placed]) -> Placed:
         info.byte0,
         info.byte0 + info.partition_bytes,
     )
-    made = Placed(info, box)
+    made = Placed(info, box, memory=where)
     for other in memory:
         if _overlap(box, other.box):
             made.neighbours.append(other)

@@ -23,6 +23,7 @@ from nki_sim.memory import NEVER, Storage
 from nki_sim.registers import VirtualRegister
 from nki_sim.targets import Target
 from nki_sim.trace import Trace
+from nki_sim.wide import settle
 
 
 class Replay:
@@ -83,6 +84,7 @@ class Replay:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run_cores(cores[:1], again, [], {})
+        settle(launch.overlays)
         return [
             repr(s.info)
             for s, want in zip(self._distinct, self._expected, strict=True)

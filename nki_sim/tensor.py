@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nki_sim import rules, views
+from nki_sim import rules, views, wide
 from nki_sim.dtypes import DType, as_dtype
-from nki_sim.machine import Core, current
+from nki_sim.machine import Core, current, current_or_none
 from nki_sim.memory import HBM, SBUF, MemoryRegion
 from nki_sim.registers import DynamicSlice, VirtualRegister
 from nki_sim.tensor_view import Indirection, TensorView, check_vector_offset, integer
@@ -65,21 +65,37 @@ class NkiTensor(TensorView):
 
     @property
     def carrier(self) -> np.dtype[Any]:
-        """The NumPy dtype that holds the elements: the dtype's own, or float32 with
-        ``NKI_PRECISE_FP=0``.
+        """The NumPy dtype of ``values``: the dtype's own, or float32 with ``NKI_PRECISE_FP=0``."""
+        held = self.storage.carrier
+        return self.dtype.numpy if held is None or self._reinterprets else held
 
-        Raises:
-            NotImplementedError: where that mode would have to reinterpret bits it does not keep.
-        """
-        wide = self.storage.carrier
-        if wide is None:
-            return self.dtype.numpy
-        if self.dtype is not self.storage.info.dtype:
-            raise NotImplementedError(
-                f"NKI_PRECISE_FP=0: {self.storage.info!r} is stored as float32 and cannot be "
-                f"viewed as {self.dtype}"
-            )
-        return wide
+    @property
+    def _reinterprets(self) -> bool:
+        """Whether it looks at a storage as another dtype than it was declared with."""
+        return self.dtype is not self.storage.info.dtype
+
+    def _bits(self) -> np.ndarray:
+        """The storage, which is wide, as its own dtype's bits; changes go back to it."""
+        overlay = wide.Overlay(self.storage)
+        core = current_or_none()
+        if core is not None:
+            core.launch.overlays.append(overlay)
+        return overlay.bits
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All elements of the storage, which is not placed, in one line (writes go through)."""
+        if self.storage.carrier is not None:
+            self._commit()
+            if self._reinterprets:
+                return self._bits().view(self.dtype.numpy)
+        return self.storage.data.view(self.carrier)
+
+    def _commit(self) -> None:
+        """Bring what the running instruction changed in other views into the storages."""
+        core = current_or_none()
+        for overlay in core.launch.overlays if core is not None else ():
+            overlay.commit()
 
     @property
     def values(self) -> np.ndarray:
@@ -89,18 +105,23 @@ class NkiTensor(TensorView):
         values = self._values
         if values is None:
             storage = self.storage
+            held = storage.carrier
             carrier = self.carrier
             item = carrier.itemsize
-            info = storage.info
             offset = self.offset * item
             strides = [s * item for s in self.strides]
-            if storage.pitch != info.partition_bytes:  # placed: partitions are further apart
-                partition, byte = divmod(offset, info.partition_bytes)
+            if held is not None:
+                self._commit()
+                if self._reinterprets:
+                    return np.ndarray(self.shape, carrier, self._bits(), offset, tuple(strides))
+            if storage.placed is not None:  # partitions are further apart than the tensor is wide
+                row = storage.info.partition_bytes * item // self.dtype.itemsize
+                partition, byte = divmod(offset, row)
                 offset = storage.base + partition * storage.pitch + byte
-                strides[0] = storage.pitch
-            values = self._values = np.ndarray(
-                self.shape, carrier, storage.data, offset, tuple(strides)
-            )
+                strides[0] = strides[0] // row * storage.pitch
+            values = np.ndarray(self.shape, carrier, storage.data, offset, tuple(strides))
+            if held is None:
+                self._values = values
         return values
 
     def resolved(self) -> NkiTensor:

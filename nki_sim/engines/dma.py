@@ -170,7 +170,7 @@ def _rows(t: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """(flat elements, element index of each [row, ...], rows inside the tensor) of a
     vector-indirect view."""
     assert t.index is not None
-    flat = t.storage.data.view(t.carrier)
+    flat = t.flat
     numbers = t.index.index.values.T.reshape(-1)[: t.shape[0]].astype(np.int64)
     if numbers.shape[0] != t.shape[0]:
         rules.broken(rules.AP_DYNAMIC, "vector_offset", t.index.index.shape, f"{t.shape[0]} rows")

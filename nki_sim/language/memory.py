@@ -93,6 +93,7 @@ def assign(dst: NkiTensor, value: Any) -> None:
         constant = Storage(
             current().launch.allocation(SHARED_HBM, dst.shape, dst.dtype, "constant"), state=WRITTEN
         )
+        constant.carrier = current().launch.carrier(dst.dtype)
         source = NkiTensor(dst.shape, dst.dtype, constant, SHARED_HBM, "constant")
         source.values[...] = value
         launch = current().launch

@@ -95,8 +95,96 @@ def test_high_precision_mode_with_low_precision_arguments(monkeypatch):
     got = run(kernel, x)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(x, want.astype(BF16))  # the caller's array keeps its dtype
-    with pytest.raises(NotImplementedError, match="NKI_PRECISE_FP"):
-        run(lambda a: nl.load(a.view(nl.uint16)), x)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_high_precision_mode_through_views_of_other_dtypes(monkeypatch, placed):
+    x = normal(40, 12, dtype=BF16).astype(F32)
+
+    def kernel(a):
+        address = {"address": (64, 64)} if placed else {}
+        tile = nl.ndarray((40, 12), nl.bfloat16, nl.sbuf, **address)
+        nisa.dma_copy(tile, a)
+        nisa.tensor_scalar(tile, tile, nl.multiply, 1 / 3)
+        words = nl.copy(tile.view(nl.uint16))  # the bits of the rounded values
+        signs = tile.view(nl.uint16)[:, 0:4]
+        nisa.tensor_scalar(signs, signs, nl.bitwise_and, 0x7FFF)  # |.| of four columns
+        two = nl.copy(tile.view(nl.uint32)[:, 1:2])
+        out = [
+            nl.ndarray((40, n), d, nl.shared_hbm)
+            for n, d in ((12, nl.bfloat16), (12, nl.uint16), (1, nl.uint32))
+        ]
+        for dst, src in zip(out, (tile, words, two), strict=True):
+            nisa.dma_copy(dst, src)
+        return tuple(out)
+
+    third = (x * F32(1 / 3)).astype(BF16)
+    want = third.copy()
+    want[:, :4] = np.abs(want[:, :4])
+    kept, words, pair = run(kernel, x)
+    np.testing.assert_array_equal(kept, want)
+    np.testing.assert_array_equal(words, third.view(np.uint16))
+    monkeypatch.setenv("NKI_PRECISE_FP", "0")
+    wide, wide_words, wide_pair = run(kernel, x)
+    np.testing.assert_array_equal(wide_words, words)
+    np.testing.assert_array_equal(wide_pair, pair)
+    # only what went through the bits is rounded: the sign of negative numbers was taken there
+    exact = x * np.float32(1 / 3)
+    np.testing.assert_array_equal(wide[:, 4:], exact[:, 4:])
+    negative = exact[:, :4] < 0
+    np.testing.assert_array_equal(wide[:, :4][negative], want[:, :4].astype(F32)[negative])
+    np.testing.assert_array_equal(wide[:, :4][~negative], exact[:, :4][~negative])
+
+
+def test_high_precision_mode_views_of_arguments_and_rows(monkeypatch):
+    monkeypatch.setenv("NKI_PRECISE_FP", "0")
+    x = normal(10, 6).astype(BF16)
+    rows = np.array([[3], [0], [7]], np.int32)
+    before = x.copy()
+
+    def kernel(a, index):
+        at = nl.load(index)
+        words = a.view(nl.uint16)
+        tile = nl.ndarray((3, 6), nl.uint16)
+        nisa.dma_copy(tile, words.ap([[6, 3], [1, 6]], vector_offset=at))
+        nisa.tensor_scalar(tile, tile, nl.bitwise_xor, 0x8000)
+        nisa.dma_copy(words.ap([[6, 3], [1, 6]], vector_offset=at), tile)
+
+    run(kernel, x, rows)
+    before[rows[:, 0]] *= -1
+    np.testing.assert_array_equal(x, before)
+
+
+def test_high_precision_mode_with_addresses(monkeypatch):
+    def kernel(a, dtype):
+        first = nl.ndarray((64, 8), nl.bfloat16, nl.sbuf, address=(0, 16))
+        again = nl.ndarray((32, 8), dtype, nl.sbuf, address=(32, 16))  # a second name of its half
+        nisa.dma_copy(first, a)
+        nisa.tensor_scalar(first, first, nl.multiply, 1 / 3)
+        out = nl.ndarray((32, 8), dtype, nl.shared_hbm)
+        nisa.dma_copy(out, again)
+        return out
+
+    x = normal(64, 8, dtype=BF16).astype(F32)
+    monkeypatch.setenv("NKI_PRECISE_FP", "0")
+    np.testing.assert_array_equal(run(kernel, x, nl.bfloat16), (x * F32(1 / 3))[32:])
+    with pytest.raises(NotImplementedError, match="NKI_PRECISE_FP=0"):
+        run(kernel, x, nl.uint16)
+    monkeypatch.setenv("NKI_PRECISE_FP", "1")
+    bits = (x * F32(1 / 3)).astype(BF16).view(np.uint16)
+    np.testing.assert_array_equal(run(kernel, x, nl.uint16), bits[32:])
+
+
+def test_partition_steps_of_placed_tensors():
+    def kernel(a):
+        tile = nl.ndarray((64, 8), nl.float32, nl.sbuf, address=(0, 16))
+        nisa.dma_copy(tile, a)
+        out = nl.ndarray((16, 8), nl.float32, nl.shared_hbm)
+        nisa.dma_copy(out, tile[0:64:4])
+        return out
+
+    x = normal(64, 8)
+    np.testing.assert_array_equal(run(kernel, x), x[::4])
 
 
 def test_memset_takes_no_float_for_integers():
