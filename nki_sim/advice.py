@@ -11,8 +11,7 @@ from nki_sim.trace import Finding, Instruction, Trace
 
 
 def carried_dependencies(trace: Trace) -> list[Finding]:
-    """Reads of what an earlier iteration of the same ``affine_range`` wrote, one per pair of
-    lines."""
+    """Reads of what an earlier iteration of one ``affine_range`` wrote, one per pair of lines."""
     by_index = {i.index: i for i in trace.instructions}
     found: dict[tuple[str, str], Finding] = {}
     for index, before in dependencies(trace).items():

@@ -32,8 +32,7 @@ class CheckError(ValueError):
 
 
 def parse_argument(text: str) -> Any:
-    """One kernel argument: ``128x512:float32`` is an array, anything else a Python number or
-    string.
+    """One kernel argument: ``128x512:float32`` is an array, else a Python number or string.
 
     Raises:
         CheckError: for a malformed array.

@@ -198,8 +198,7 @@ class _Finder:
     def _overwrite(
         self, index: int, memory: _Memory, print_: Footprint, found: _Found, kind: str
     ) -> None:
-        """Order after all that meet ``print_``; what it covers is ordered through it from now
-        on."""
+        """Order after all that meet ``print_``; what it covers follows through it from then on."""
         for live, reason in ((memory.writes, kind), (memory.reads, ANTI)):
             if not live.count:
                 continue
@@ -230,8 +229,10 @@ class _Finder:
             state.readers.append(index)
 
     def _barrier(self, record: Instruction, found: _Found) -> None:
-        """A barrier stands between all accesses to its data before it and after it, by both cores:
-        the second core to arrive follows the first one's barrier, and later accesses follow it."""
+        """Put a barrier between all accesses to its data before it and after it, by both cores.
+
+        The second core to arrive follows the first one's barrier, and later accesses follow it.
+        """
         memory = self._memory(self._allocations[record.attrs["data"]])
         met: _Found = {}
         self._overwrite(record.index, memory, memory.geometry.everything, met, BARRIER)
@@ -240,9 +241,11 @@ class _Finder:
         self._barriers.add(record.index)
 
     def _exchange(self, record: Instruction, found: _Found) -> None:
-        """The second half of an exchange completes both: it follows the first, and fills the
-        first one's destination as well as its own. A core's exchanges on one pipe keep their
-        order."""
+        """Let the second half of an exchange complete both.
+
+        It follows the first, and fills the first one's destination as well as its own. A core's
+        exchanges on one pipe keep their order.
+        """
         pipe = record.attrs["pipe_id"]
         before = self._piped.get((pipe, record.core))
         if before is not None:

@@ -28,8 +28,7 @@ class reduce_cmd(Enum):
 
 
 class dge_mode(Enum):
-    """Who writes the descriptors of a DMA: the compiler's choice, GpSimd, hardware, or the host
-    beforehand."""
+    """Who writes a DMA's descriptors: the compiler's choice, GpSimd, hardware, or the host."""
 
     unknown = 0
     swdge = 1

@@ -1,5 +1,8 @@
-"""What the simulator raises and warns about: every message names the rule, the operand, its value
-and the line of the kernel, so that a broken kernel is stopped by a sentence."""
+"""What the simulator raises and warns about.
+
+Every message names the rule, the operand, its value and the line of the kernel, so that a broken
+kernel is stopped by a sentence.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ _NOBODY = -1
 
 
 def check_loop_memory(trace: Trace) -> None:
-    """Refuse reads of a body's tensor after a later iteration wrote its successor; note reads that
-    on the device would find an earlier iteration's value.
+    """Refuse reads of a body's tensor after a later iteration wrote its successor.
+
+    Reads that on the device would find an earlier iteration's value become findings.
 
     Raises:
         RuleError: naming the read and the later iteration's write.
@@ -79,8 +80,7 @@ def _marks(marks: np.ndarray, access: Access) -> np.ndarray:
 
 
 def _writer(trace: Trace, position: int, access: Access, id: int) -> Instruction:
-    """The latest instruction before ``position`` that wrote to tensor ``id`` what ``access``
-    names."""
+    """The latest writer, before ``position``, to tensor ``id`` of what ``access`` names."""
     touched = np.zeros(access.allocation.nbytes // access.allocation.dtype.itemsize, np.bool_)
     _marks(touched, access)[...] = True
     for record in reversed(trace.instructions[:position]):

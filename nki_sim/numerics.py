@@ -62,8 +62,7 @@ def write(t: NkiTensor, values: np.ndarray) -> None:
 
 
 def write_exact(t: NkiTensor, values: np.ndarray, source: DType) -> None:
-    """Store elements of dtype ``source``: bit for bit where the dtypes agree, else through
-    float32."""
+    """Store elements of ``source``: bit for bit where the dtypes agree, else through float32."""
     out = t.values
     if values.shape != out.shape:
         values = values.reshape(out.shape)

@@ -29,8 +29,10 @@ class _NkiMeta(type):
 
 
 def _written_inits(klass: type) -> tuple[str, ...]:
-    """("__init__",) where the class body itself wrote one (dataclass keeps its own generated one
-    apart)."""
+    """("__init__",) where the class body itself wrote one.
+
+    A dataclass keeps its own generated one apart.
+    """
     init = klass.__dict__["__init__"]
     generated = getattr(init, "__qualname__", "").endswith("__create_fn__.<locals>.__init__") or (
         getattr(getattr(init, "__code__", None), "co_filename", "") == "<string>"
@@ -39,8 +41,7 @@ def _written_inits(klass: type) -> tuple[str, ...]:
 
 
 def _fields(cls: type) -> dict[str, Any]:
-    """Field names in order of declaration, bases first, each with its default (None where it has
-    none)."""
+    """Field names as declared, bases first, each with its default (None where it has none)."""
     fields: dict[str, Any] = {}
     for klass in reversed(cls.__mro__):
         if klass in (object, NKIObject):

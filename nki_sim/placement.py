@@ -1,5 +1,4 @@
-"""Explicitly placed tensors that share bytes: a value that another tensor's write destroyed must
-not be read.
+"""Placed tensors that share bytes: what another tensor's write destroyed must not be read.
 
 Placing two tensors at overlapping addresses is how kernels reuse memory, and legal while their
 contents are not needed at the same time. So what is checked is use: reading bytes of a tensor whose

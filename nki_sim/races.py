@@ -23,8 +23,10 @@ _READ, _WRITE = 0, 1
 
 
 class Footprints:
-    """Where each core last read and wrote one shared tensor, as numbers of stretches (0 =
-    never)."""
+    """Where each core last read and wrote one shared tensor.
+
+    As numbers of stretches, 0 being never.
+    """
 
     def __init__(self, storage: Storage) -> None:
         n = storage.info.nbytes // storage.info.dtype.itemsize
@@ -67,8 +69,12 @@ def _any(marks: np.ndarray, where: Any, stretch: int) -> bool:
 
 
 def _elements(t: NkiTensor, shapes_only: bool) -> Any:
-    """The allocation's elements that a view is about to touch: (shape, offset, strides) into the
-    bytes of ``marks``, or an array of indices; None where a run-time address is not known."""
+    """The allocation's elements that a view is about to touch.
+
+    Returns:
+        (shape, offset, strides) into the bytes of ``marks``, or an array of indices; None where a
+        run-time address is not known.
+    """
     info = t.storage.info
     shape, strides, offset = t.shape, t.strides, t.offset
     item, unit = t.dtype.itemsize, info.dtype.itemsize

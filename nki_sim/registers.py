@@ -61,8 +61,7 @@ class VirtualRegister(NKIObject):
 
 
 def _wrap32(value: Any) -> int | float:
-    """The low 32 bits as a signed integer (uint32 values beyond 2**31 keep their sign-less
-    value)."""
+    """Check that a number fits 32 bits, signed or not."""
     if isinstance(value, float):
         return value
     value = int(value)

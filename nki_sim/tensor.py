@@ -300,8 +300,10 @@ class NkiTensor(TensorView):
         return self[tuple(key)]
 
     def select(self, dim: int, index: Any) -> NkiTensor:
-        """One element of a dimension, which goes; the index may be a run-time [1, 1] tile or
-        register."""
+        """One element of a dimension, which goes.
+
+        The index may be a run-time [1, 1] tile or register.
+        """
         dim = self._dim(dim)
         dynamic: Indirection | None = None
         offset = self.offset

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 class Indirection:
-    """A run-time address: ``index`` (register, [1, 1] tile or [P, n] tile) times ``stride``
-    elements.
+    """A run-time address: ``index`` (register, [1, 1] or [P, n] tile) times ``stride`` elements.
 
     Attributes:
         kind: "scalar" or "vector".
@@ -251,8 +250,10 @@ class TensorView(NKIObject):
     def rearrange(
         self, src_pattern: tuple, dst_pattern: tuple, fixed_sizes: dict[str, int] | None = None
     ) -> NkiTensor:
-        """Split, reorder and join dimensions by name, as einops does: ``(('b', ('h', 'w')), ('b',
-        'w', 'h'))``."""
+        """Split, reorder and join dimensions by name, as einops does.
+
+        For instance ``(('b', ('h', 'w')), ('b', 'w', 'h'))``.
+        """
         try:
             split, order, final = views.parse_rearrange(
                 self.shape, src_pattern, dst_pattern, fixed_sizes or {}
@@ -262,8 +263,7 @@ class TensorView(NKIObject):
         return self.reshape(tuple(split)).permute(tuple(order)).reshape(tuple(final))
 
     def view(self, dtype: Any) -> NkiTensor:
-        """The same bytes as another dtype; the last dimension, which must be contiguous, is
-        rescaled."""
+        """The same bytes as another dtype; the last dimension, contiguous, is rescaled."""
         new = as_dtype(dtype)
         old = self.dtype
         if new.itemsize == old.itemsize:

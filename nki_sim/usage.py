@@ -187,8 +187,11 @@ def _surely_fits(trace: Trace, target: Target) -> bool:
 
 
 def _loaded(trace: Trace) -> set[int]:
-    """Tensors that hold nothing but copies of HBM: the compiler may load them again instead of
-    keeping them, as it must in AWS's own kernel-optimization tutorial (version 4)."""
+    """Tensors that hold nothing but copies of HBM.
+
+    The compiler may load them again instead of keeping them, as it must in AWS's own
+    kernel-optimization tutorial (version 4).
+    """
     computed = {
         access.allocation.id
         for i in trace.instructions

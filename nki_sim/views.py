@@ -16,8 +16,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 def reshaped(
     shape: Sequence[int], strides: Sequence[int], new_shape: Sequence[int]
 ) -> tuple[int, ...] | None:
-    """Strides of the same elements under ``new_shape``, or None where no strided view can give
-    it."""
+    """Strides of the same elements under ``new_shape``, or None where no view can give it."""
     old = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
     result: list[int] = []
     i = 0  # next old dimension

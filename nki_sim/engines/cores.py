@@ -26,8 +26,10 @@ _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}  # bytes per partition by element 
 def core_barrier(
     data: NkiTensor, cores: Any, engine: Engine = Engine.gpsimd, name: str | None = None
 ) -> NkiInstruction:
-    """Wait until both cores are here; what either wrote to ``data`` before is then visible to
-    both."""
+    """Wait until both cores are here.
+
+    What either wrote to ``data`` before is then visible to both (nki.isa.core_barrier, NKI 0.6).
+    """
     core = current()
     checks.member(engine, Engine, "engine")
     _check_pair(core, "core_barrier")
@@ -59,8 +61,10 @@ def sendrecv(
     dma_engine: DmaEngine = DmaEngine.dma,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Send ``src`` to the other core and receive its ``src`` into ``dst``; both wait for each
-    other."""
+    """Send ``src`` to one core and receive into ``dst`` from one; both cores wait.
+
+    The other core's ``sendrecv`` on the same pipe is the other half (nki.isa.sendrecv, NKI 0.6).
+    """
     core = current()
     checks.member(dma_engine, DmaEngine, "dma_engine")
     _check_pair(core, "sendrecv")

@@ -28,11 +28,11 @@ def dma_copy(
     engine: Engine = Engine.unknown,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Copy ``src`` to ``dst`` element by element in access-pattern order; shapes may differ, sizes
-    may not.
+    """Copy ``src`` to ``dst``, element by element in the order of their access patterns.
 
-    Different dtypes convert through float32. A view with a scalar offset starts at a run-time
-    address; one with a vector offset gathers or scatters rows, one index a partition.
+    Shapes may differ, sizes may not; different dtypes convert through float32. A view with a scalar
+    offset starts at a run-time address; one with a vector offset gathers or scatters rows, one
+    index a partition.
     ``oob_mode.skip`` leaves the rows of indices outside the tensor untouched, ``oob_mode.error``
     stops (nki.isa.dma_copy, NKI 0.6).
     """
@@ -116,8 +116,7 @@ def _copy_dynamic(dst: NkiTensor, src: NkiTensor, skip: bool) -> None:
 
 
 def fetch(src: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """(elements, rows that exist) of a source at a run-time address; (.., None) where all is
-    skipped."""
+    """Elements of a source at a run-time address, and which rows exist (None: all is skipped)."""
     index = src.index
     if index is None:
         return src.values, np.ones(src.shape[0], bool)
@@ -130,8 +129,7 @@ def fetch(src: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def put(dst: NkiTensor, values: np.ndarray, skip: bool, keep: np.ndarray) -> None:
-    """Store ``values`` [rows, ...] into dst, only the rows in ``keep``, at dst's run-time
-    address."""
+    """Store ``values`` [rows, ...], only the rows in ``keep``, at dst's run-time address."""
     index = dst.index
     storage = dst.storage
     if index is not None and index.kind == "vector":
@@ -167,8 +165,11 @@ def _inside(t: NkiTensor) -> bool:
 
 
 def _rows(t: NkiTensor, skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(flat elements, element index of each [row, ...], rows inside the tensor) of a
-    vector-indirect view."""
+    """Where the rows of a vector-indirect view stand.
+
+    Returns:
+        All elements in one line, the element index of each [row, ...], and which rows are inside.
+    """
     assert t.index is not None
     flat = t.flat
     numbers = t.index.index.values.T.reshape(-1)[: t.shape[0]].astype(np.int64)

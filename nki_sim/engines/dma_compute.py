@@ -135,9 +135,9 @@ def dma_compute(
 ) -> NkiInstruction:
     """``dst = sum(srcs)`` in float32, rounded to ``dst.dtype``; up to 16 sources.
 
-    With a vector offset it reads, adds and writes back: ``dst[idx] += src`` (dst and one source
-        are the same indirect view) or ``dst += src[idx]``. Indices must then be unique; the
-        simulator checks that (nki.isa.dma_compute, NKI 0.6).
+    With a vector offset it reads, adds and writes back: ``dst[idx] += src`` (dst and one source are
+    the same indirect view) or ``dst += src[idx]``. Indices must then be unique; the simulator
+    checks that (nki.isa.dma_compute, NKI 0.6).
     """
     core = current()
     operand(dst, "dst")

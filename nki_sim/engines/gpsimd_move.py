@@ -107,8 +107,10 @@ def nonzero_with_count(
     padding_val: int = -1,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Indices of the non-zero elements, padding, and their count last; partitions 0, 16, ..., 112
-    only."""
+    """Indices of the non-zero elements, padding, and their count last.
+
+    Only partitions 0, 16, ..., 112 take part (nki.isa.nonzero_with_count, NKI 0.6).
+    """
     core = current()
     if core.version < 3:
         rules.broken(rules.AVAILABILITY, "nonzero_with_count", core.target.generation, "needs gen3")
@@ -139,8 +141,7 @@ def nonzero_with_count(
 def topk(
     val_dst: NkiTensor, idx_dst: NkiTensor, src: NkiTensor, n: int, name: str | None = None
 ) -> NkiInstruction:
-    """The K largest of the ``n`` elements that 16 partitions hold together, ascending, with their
-    indices.
+    """The K largest of the ``n`` elements of 16 partitions, ascending, with their indices.
 
     Element i of a group lies in partition i % 16, column i // 16; K is the free size of
     ``val_dst``. Every partition of the group receives the group's result (the stub says "for each

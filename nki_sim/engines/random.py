@@ -88,8 +88,7 @@ def rng(dst: NkiTensor, engine: Engine = Engine.vector, name: str | None = None)
 
 @instruction
 def dropout(dst: NkiTensor, data: NkiTensor, prob: Any, name: str | None = None) -> NkiInstruction:
-    """``data`` with each element replaced by zero with probability ``prob``; nothing is
-    rescaled."""
+    """Replace each element by zero with probability ``prob``; nothing is rescaled."""
     core = current()
     checks.tile(dst, "dst")
     checks.tile(data, "data")

@@ -245,8 +245,10 @@ def _check_tiling(position: Any, size: Any, k: int, m: int, core: Core) -> None:
 
 
 def _check_bank(dst: NkiTensor) -> None:
-    """dst of one matmul inside one 2-KiB bank: known for placed tiles, else by its offset in the
-    tensor."""
+    """Check that dst of one matmul lies inside one 2-KiB bank.
+
+    That is known for placed tiles; of others, by the offset in the tensor.
+    """
     info = dst.storage.info
     _, _, low, high = dst.access.extent()
     base = info.byte0 or 0
@@ -308,8 +310,10 @@ def nc_transpose(
 
 
 def _through_identity(values: np.ndarray, dtype: DType, p: int, f: int) -> np.ndarray:
-    """gen2's transpose multiplies by ones and zeros: 0 * NaN and 0 * inf spoil what shares their
-    column."""
+    """Transpose as gen2 does, by multiplying with ones and zeros.
+
+    0 * NaN and 0 * inf spoil what shares their column.
+    """
     wide = values.reshape(f, p).astype(F32)
     finite = np.isfinite(wide)
     if finite.all():

@@ -63,8 +63,7 @@ def tensor_copy(
 def memset(
     dst: NkiTensor, value: Any, engine: Engine = Engine.unknown, name: str | None = None
 ) -> NkiInstruction:
-    """Fill ``dst`` with a compile-time constant of its own kind: integers for integers, floats for
-    floats.
+    """Fill ``dst`` with a constant of its own kind: integers for integers, floats for floats.
 
     Python integers are also taken for float tiles; a float for an integer tile is refused
     (nki/migration, NKI 0.3.0). Packed MX tiles take only 0.
@@ -271,8 +270,10 @@ def scalar_tensor_tensor(
     reverse1: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = (data <op0> operand0) <op1> operand1`` with a tile as operand1; arithmetic operators
-    only."""
+    """``dst = (data <op0> operand0) <op1> operand1`` with a tile as operand1.
+
+    Both operators are arithmetic.
+    """
     core = current()
     first, second = alu_op(op0, "op0", core.version), alu_op(op1, "op1", core.version)
     for alu, label in ((first, "op0"), (second, "op1")):
@@ -318,8 +319,7 @@ def _operand(
     reads: list[tuple[str, NkiTensor]],
     attrs: dict[str, Any],
 ) -> Any:
-    """The value of a scalar or vector operand: a float32 or integer scalar, or an array to
-    broadcast."""
+    """The value of a scalar or vector operand: a scalar, or an array to broadcast."""
     if isinstance(operand, NkiTensor):
         if alu.unary:
             rules.broken(rules.OP_UNARY, label, operand, alu.name)
@@ -345,8 +345,10 @@ def _apply(alu: AluOp, x: np.ndarray, operand: Any, reverse: bool) -> np.ndarray
 def _apply_into(
     alu: AluOp, x: np.ndarray, operand: Any, reverse: bool, out: np.ndarray
 ) -> np.ndarray:
-    """As ``_apply``, into ``out`` where the operator is a ufunc (NumPy handles overlapping
-    memory)."""
+    """As ``_apply``, into ``out`` where the operator is a ufunc.
+
+    NumPy handles overlapping memory.
+    """
     if not alu.ufunc:
         return _apply(alu, x, operand, reverse)
     if alu.unary:

@@ -93,8 +93,7 @@ def tensor_scalar_reduce(
     reduce_res_negate: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = data <op0> operand0``, and the result reduced over all free dimensions into the
-    accumulator.
+    """``dst = data <op0> operand0``, and its reduction over all free dimensions.
 
     The reduction sees the float32 result before it is rounded to ``dst.dtype``; ``reduce_res``
     receives the accumulator, negated if asked, while the registers keep their sign.

@@ -76,8 +76,10 @@ def select_reduce(
     reverse_pred: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = on_true`` where the predicate is not zero, else ``on_false``; optionally its maximum
-    per row."""
+    """``dst = on_true`` where the predicate is not zero, else ``on_false``.
+
+    Optionally also its maximum per row.
+    """
     core = current()
     reducer = reducing_op(reduce_op, "reduce_op", core.version, ("maximum",))
     checks.tile(dst, "dst")
@@ -132,12 +134,11 @@ def range_select(
     on_false_value: float = FP32_MIN,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Keep the elements whose position compares true with both bounds, else FP32_MIN; gen3 and
-    newer.
+    """Keep elements whose position compares true with both bounds, else FP32_MIN.
 
-    The position of an element is ``range_start`` plus its index in the free dimensions. A 16- or
-    8-bit dst turns the fill into -inf, as the hardware's downcast does; the maximum is taken in
-    float32 before that.
+    It exists from gen3 on. The position of an element is ``range_start`` plus its index in the free
+    dimensions. A 16- or 8-bit dst turns the fill into -inf, as the hardware's downcast does; the
+    maximum is taken in float32 before that.
     """
     core = current()
     if core.version < 3:

@@ -193,8 +193,7 @@ def tensor_tensor_scan(
     reverse1: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst[i] = op1(op0(data0[i], dst[i - 1]), data1[i])`` along the free dimension, from
-    ``initial``."""
+    """``dst[i] = op1(op0(data0[i], dst[i - 1]), data1[i])``, starting from ``initial``."""
     core = current()
     first, second = alu_op(op0, "op0", core.version), alu_op(op1, "op1", core.version)
     for alu, label in ((first, "op0"), (second, "op1")):

@@ -62,8 +62,10 @@ def all(x: NkiTensor, axis: Any, dtype: Any = None) -> NkiTensor:
 
 
 def var(x: NkiTensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> NkiTensor:
-    """Variance over the last free dimensions; the result keeps them (keepdims is ignored, as AWS
-    notes)."""
+    """Variance over the last free dimensions.
+
+    The result keeps them (keepdims is ignored, as AWS notes).
+    """
     axes = _axes(x, axis)
     rows = x.reshape((*x.shape[: x.ndim - len(axes)], -1))
     centre = mean(rows, -1, float32, keepdims=True)
@@ -143,8 +145,10 @@ def where(condition: NkiTensor, x: Any, y: Any, dtype: Any = None) -> NkiTensor:
 
 
 def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
-    """x @ y, or x.T @ y with ``transpose_x``, as a float32 PSUM tile; without it x is transposed
-    first."""
+    """x @ y, or x.T @ y with ``transpose_x``, as a float32 PSUM tile.
+
+    Without ``transpose_x`` x is transposed first.
+    """
     if not transpose_x:
         flipped = transpose(x)
         x = ops.copy(flipped)
@@ -215,8 +219,10 @@ def _across_partitions(row: NkiTensor, shape: tuple[int, ...], dtype: Any) -> Nk
 
 
 def _ones(columns: int) -> NkiTensor:
-    """A row of float32 ones, made once a core, as a compiler keeps a constant; inside a dynamic
-    loop, whose body stands on its own, each time."""
+    """A row of float32 ones, made once a core, as a compiler keeps a constant.
+
+    Inside a dynamic loop, whose body stands on its own, it is made each time.
+    """
     core = current()
     made = core.constants.get(columns)
     if made is None or core.loops:

@@ -20,8 +20,10 @@ def ds(start: Any, size: int) -> DynamicSlice:
 
 
 class AffineRange:
-    """A static range whose iterations the record remembers, so that ``advice`` can tell which of
-    them depend on each other."""
+    """A static range whose iterations the record remembers.
+
+    So ``advice`` can tell which of them depend on each other.
+    """
 
     def __init__(self, values: range) -> None:
         self._values = values
@@ -48,8 +50,10 @@ class AffineRange:
 
 
 def affine_range(start: int, stop: int | None = None, step: int = 1) -> AffineRange:
-    """``range``: unrolled when the kernel is specialised (since NKI 0.3 all static ranges are
-    alike)."""
+    """``range``, unrolled when the kernel is specialised.
+
+    Since NKI 0.3 all static ranges are alike.
+    """
     return AffineRange(_static(start, stop, step, "affine_range"))
 
 
@@ -91,8 +95,10 @@ def program_ndim() -> int:
 
 @contextmanager
 def no_reorder() -> Iterator[None]:
-    """Instructions inside run in program order; in simulation they always do, the record says
-    so."""
+    """Run the instructions inside in program order.
+
+    In simulation they always do; the record says so.
+    """
     core = current()
     core.ordered += 1
     try:
