@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+import numpy as np
+
 from nki_sim import rules, views
 from nki_sim.dtypes import float32
 from nki_sim.memory import ON_CHIP, PSUM, SBUF, MemoryRegion
-from nki_sim.targets import PARTITIONS
 from nki_sim.tensor import NkiTensor
 
 SBUF_ONLY = (SBUF,)
@@ -35,9 +36,7 @@ def tile(t: Any, operand: str, spaces: tuple[MemoryRegion, ...] = ON_CHIP) -> No
     if t.buffer not in spaces:
         names = " or ".join(s.value for s in spaces)
         rules.broken(rules.OPERAND_SPACE, operand, t.buffer.value, f"takes {names}")
-    partitions = t.shape[0]
-    if partitions > PARTITIONS:
-        rules.broken(rules.OPERAND_PARTITIONS, operand, t.shape)
+    partitions = t.shape[0]  # at most 128: no on-chip tensor or view of one has more
     info = t.storage.info
     if t.offset or info.partition0:
         start = t.start_partition
@@ -79,6 +78,16 @@ def not_both_psum(a: NkiTensor, a_name: str, b: NkiTensor, b_name: str) -> None:
     """At most one of two inputs in PSUM."""
     if a.buffer is PSUM and b.buffer is PSUM:
         rules.broken(rules.BOTH_PSUM, f"{a_name}, {b_name}", "psum, psum")
+
+
+def number(value: Any, argument: str) -> None:
+    """A compile-time number.
+
+    Raises:
+        TypeError: for a tensor, a register or anything else.
+    """
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{argument} = {value!r} is not a compile-time number")
 
 
 def member(value: Any, enum: type[Enum], argument: str) -> None:

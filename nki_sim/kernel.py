@@ -179,13 +179,16 @@ def _order(trace: Trace, schedule: tuple[tuple[str, tuple[str, ...]], ...]) -> N
                 if not found:
                     raise SimulatorError(f"with_schedule: no instruction is named {name!r}")
             for late in pairs[0]:
-                before = [e.index for e in pairs[1] if e.core == late.core]
-                if before and min(before) > late.index:
+                before = [e for e in pairs[1] if e.core == late.core]
+                if before and min(e.index for e in before) > late.index:
                     raise SimulatorError(
                         f"with_schedule: {dependent!r} is to run after {producer!r}, which the "
                         "kernel issues later; an order against program order is not simulated"
                     )
-                late.after = (*late.after, *(i for i in before if i < late.index))
+                earlier = [e for e in before if e.index < late.index]
+                for e in earlier:
+                    late.check_follows(e)
+                late.after = (*late.after, *(e.index for e in earlier))
 
 
 def _names(function: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:

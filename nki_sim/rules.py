@@ -98,9 +98,6 @@ OPERAND_SPACE = _rule(
     "each engine reads and writes only the memories it is wired to",
     f"{_A1}, engine data paths; nki.isa, Memory types",
 )
-OPERAND_PARTITIONS = _rule(
-    "operand.partitions", "an operand has at most 128 partitions", "nki.isa, Tile size; NKI 0.6.0"
-)
 START_PARTITION = _rule(
     "operand.start-partition",
     "an access of more than 64 partitions starts at partition 0, of 33 to 64 at 0 or 64, "
@@ -379,6 +376,12 @@ LOOP_NO_REORDER = _rule(
     "loop.no-reorder",
     "no dynamic loop stands inside nl.no_reorder()",
     "nki.language.no_reorder, NKI 0.6",
+)
+LOOP_DEPENDS = _rule(
+    "loop.depends-on",
+    "a declared dependency does not lead out of a dynamic loop: the producer stands in the same "
+    "loop as the consumer or in one around it",
+    "nki.isa.NkiInstruction.depends_on, NKI 0.6",
 )
 CORES = _rule(
     "cores",

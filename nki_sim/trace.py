@@ -163,6 +163,7 @@ class NkiInstruction(NKIObject):
         for producer in producers:
             if not isinstance(producer, NkiInstruction):
                 raise TypeError(f"producers = {producer!r} is not an NkiInstruction")
+            mine.check_follows(producer.handle)
             mine.after = (*mine.after, producer.handle.index)
         return self
 
@@ -226,6 +227,17 @@ class Instruction:
     def dma_bytes(self) -> int:
         """Bytes a DMA instruction writes (0 for the others)."""
         return sum(a.nbytes for _, a in self.writes) if self.engine == "dma" else 0
+
+    def check_follows(self, producer: Instruction) -> None:
+        """Refuse a declared dependency that leads out of a dynamic loop.
+
+        Raises:
+            RuleError: naming both instructions.
+        """
+        if self.loop[: len(producer.loop)] != producer.loop:
+            from nki_sim import rules  # which needs this module for the line of an error
+
+            rules.broken(rules.LOOP_DEPENDS, "producers", producer, f"consumer is {self!r}")
 
     def operand(self, name: str) -> Access:
         """The access of the operand called ``name``.

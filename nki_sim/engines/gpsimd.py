@@ -71,6 +71,7 @@ def affine_select(
     checks.tile(dst, "dst", SBUF_ONLY)
     checks.tile(on_true_tile, "on_true_tile", SBUF_ONLY)
     checks.same_layout(on_true_tile, "on_true_tile", dst, "dst")
+    checks.number(on_false_value, "on_false_value")
     steps = _pattern(pattern, dst, "dst")
     made = core.issue(
         "gpsimd",

@@ -75,6 +75,8 @@ def nc_matmul(
     m, n = stationary.free, moving.free
     if perf_mode is not matmul_perf_mode.none:
         m, n = _check_double_row(stationary, moving, core)
+        if len(tile_size) == 2 and tile_size[1] != PARTITIONS:
+            rules.broken(rules.MATMUL_DOUBLE_ROW, "tile_size", tile_size, "columns are tiled")
     if m > PARTITIONS:
         rules.broken(rules.MATMUL_STATIONARY, "stationary", stationary.shape)
     limit = core.target.moving_fmax_bf16 if dst.dtype is bfloat16 else core.target.moving_fmax

@@ -86,6 +86,7 @@ def nc_match_replace8(
         checks.tile(t, label)
     _check_search(data, "data")
     _check_eight(vals, "vals", data)
+    checks.number(imm, "imm")
     checks.same_layout(dst, "dst", data, "data")
     writes: tuple[tuple[str, NkiTensor], ...] = (("dst", dst),)
     if dst_idx is not None:

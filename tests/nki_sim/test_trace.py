@@ -10,7 +10,7 @@ import pytest
 import nki_sim
 import nki_sim.isa as nisa
 import nki_sim.language as nl
-from nki_sim import Trace
+from nki_sim import RuleError, Trace
 from tests.nki_sim.helpers import normal, run
 
 pytestmark = pytest.mark.sim
@@ -80,6 +80,26 @@ def test_dependencies_can_be_declared():
     trace = Trace()
     run(kernel, trace=trace)
     assert trace.instructions[1].after == (0,)
+
+
+def test_a_declared_dependency_does_not_leave_a_dynamic_loop():
+    def kernel(out_of):
+        a, b, c = (nl.ndarray((4, 4), nl.float32) for _ in range(3))
+        inside = []
+        first = nisa.memset(a, 0.0)
+
+        def body(i):
+            inside.append(nisa.memset(b, 0.0).depends_on(first))
+            nisa.memset(c, 0.0).depends_on(inside[-1])
+
+        nl.fori_loop(0, 2, body)
+        if out_of:
+            nisa.memset(a, 1.0).depends_on(inside[-1])
+
+    run(kernel, False)
+    with pytest.raises(RuleError, match=r"loop\.depends-on") as caught:
+        run(kernel, True)
+    assert str(caught.value).count("memset") == 2
 
 
 def test_a_trace_does_not_keep_the_memory():
