@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,12 @@ class Kernel:
         self.lnc = lnc
         self.schedule = schedule
         functools.update_wrapper(self, function)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Kernel:
+        """A kernel that is a method, bound to its object."""
+        if instance is None:
+            return self
+        return Kernel(types.MethodType(self.func, instance), self.lnc, self.schedule)
 
     def __getitem__(self, lnc: Any) -> Kernel:
         """The kernel on ``lnc`` cores (1 or 2)."""

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 from nki_sim import binding
@@ -27,11 +27,20 @@ def rebound(kernel: Any) -> Any:
     Raises:
         SimulatorError: where the kernel cannot be found again in its module's source.
     """
+    if isinstance(kernel, Kernel) and isinstance(kernel.func, (functools.partial, MethodType)):
+        inner = rebound(kernel.func)
+        return Kernel(inner.func, kernel.lnc, kernel.schedule)
     if isinstance(kernel, functools.partial):
         inner = rebound(kernel.func)
         return Kernel(functools.partial(inner.func, *kernel.args, **kernel.keywords), inner.lnc)
+    if isinstance(kernel, MethodType):  # its class came with the object: it cannot be loaded again
+        if _bound_elsewhere(kernel.__func__.__globals__):
+            raise SimulatorError(f"{kernel!r} is a method whose class is bound to the SDK's nki")
+        return Kernel(kernel)
     if isinstance(kernel, Kernel):
         function, lnc = kernel.func, kernel.lnc
+    elif inspect.isfunction(vars(type(kernel)).get("__call__")) and not _holds(kernel):
+        return rebound(kernel.__call__)
     else:
         function, lnc = _plain_function(kernel), int(_grid(kernel))
     module = sys.modules.get(function.__module__)
@@ -49,19 +58,20 @@ def rebound(kernel: Any) -> Any:
     return Kernel(found, lnc)
 
 
+def _holds(kernel: Any) -> Any:
+    """What an object that wraps a function calls it, where it does."""
+    names = ("func", "fn", "__wrapped__", "_func", "_fn")
+    return next((inner for n in names if (inner := getattr(kernel, n, None)) is not None), None)
+
+
 def _plain_function(kernel: Any) -> Any:
     """The Python function inside the SDK's kernel object."""
+    inner = kernel
     for _ in range(8):
-        if inspect.isfunction(kernel):
-            return kernel
-        inner = None
-        for name in ("func", "fn", "__wrapped__", "_func", "_fn"):
-            inner = getattr(kernel, name, None)
-            if inner is not None:
-                break
-        if inner is None:
+        if inspect.isfunction(inner):
+            return inner
+        if (inner := _holds(inner)) is None:
             break
-        kernel = inner
     raise SimulatorError(f"kernel = {kernel!r} holds no Python function")
 
 

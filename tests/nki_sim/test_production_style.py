@@ -4,6 +4,7 @@ views with offsets, explicit addresses, registers and two cores, called by keywo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import pytest
 import nki_sim
 import nki_sim.isa as nisa
 import nki_sim.language as nl
+from nki_sim.kernel import jit
 from nki_sim.objects import NKIObject
 from tests.nki_sim.helpers import normal, run
 
@@ -473,3 +475,30 @@ def test_online_softmax_attention(target, dtype):
     want = weights @ v.astype(np.float64) / weights.sum(1, keepdims=True)
     tolerance = 1e-5 if dtype is np.float32 else 2e-2
     np.testing.assert_allclose(got.astype(np.float64), want, rtol=tolerance, atol=tolerance)
+
+
+# ------------------------------------------------------------------ kernels that are no functions
+
+
+class Scaler:
+    """Kernels as methods, and an object that is a kernel itself."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    @jit
+    def scaled(self, x):
+        out = nl.ndarray(x.shape, x.dtype, nl.shared_hbm)
+        nl.store(out, nl.multiply(nl.load(x), self.factor))
+        return out
+
+    def __call__(self, x):
+        return self.scaled(x)
+
+
+def test_methods_partials_and_callable_objects_are_kernels():
+    x, three = normal(5, 7), Scaler(3.0)
+    partial = functools.partial(Scaler.scaled.func, three)
+    for kernel in (three.scaled, three, partial, jit(partial), three.scaled[1]):
+        np.testing.assert_array_equal(nki_sim.simulate(kernel, target="trn2")(x), 3 * x)
+    np.testing.assert_array_equal(three.scaled(x), 3 * x)
