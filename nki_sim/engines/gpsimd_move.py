@@ -15,7 +15,7 @@ from nki_sim.alu import op_name
 from nki_sim.checks import SBUF_ONLY
 from nki_sim.dtypes import bfloat16, float32, int32, uint16, uint32
 from nki_sim.machine import current, instruction
-from nki_sim.numerics import F32, convert, read32, write
+from nki_sim.numerics import F32, read32, write
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
 
@@ -58,17 +58,14 @@ def local_gather(
         "gpsimd", "local_gather", (("dst", dst),), (("src_buffer", src_buffer), ("index", index)),
         src_buffer.free, name, {"num_elem_per_idx": num_elem_per_idx, "num_valid_indices": count},
     )  # fmt: skip
-    rows = src_buffer.values.reshape(partitions, -1)
-    numbers = index.values.reshape(partitions, -1).astype(np.int64)
-    out = np.empty((partitions, count * num_elem_per_idx), rows.dtype)
-    for start in range(0, partitions, _GROUP):
-        group = slice(start, start + _GROUP)
-        flat = numbers[group].reshape(-1, order="F")[:count]
-        at = (flat[:, None] + np.arange(num_elem_per_idx)).reshape(-1)
-        if at.max() >= rows.shape[1]:
-            rules.broken(rules.GATHER_BOUNDS, "index", int(at.max()), f"{rows.shape[1]} elements")
-        out[group] = rows[group][:, at]
-    dst.values[...] = out.reshape(dst.shape)
+    groups = partitions // _GROUP
+    rows = src_buffer.values.reshape(groups, _GROUP, -1)
+    numbers = index.values.reshape(groups, _GROUP, -1).astype(np.int64)
+    flat = numbers.transpose(0, 2, 1).reshape(groups, -1)[:, :count]  # partition first
+    at = (flat[:, :, None] + np.arange(num_elem_per_idx)).reshape(groups, 1, -1)
+    if at.max() >= rows.shape[2]:
+        rules.broken(rules.GATHER_BOUNDS, "index", int(at.max()), f"{rows.shape[2]} elements")
+    dst.values[...] = np.take_along_axis(rows, at, axis=2).reshape(dst.shape)
     return made
 
 
@@ -163,14 +160,13 @@ def topk(
         "gpsimd", "topk", (("val_dst", val_dst), ("idx_dst", idx_dst)), (("src", src),), src.free,
         name, {"n": n, "k": k},
     )  # fmt: skip
-    rows = read32(src).reshape(partitions, -1)
-    values, places = val_dst.values, idx_dst.values
-    for start in range(0, partitions, _GROUP):
-        group = slice(start, start + _GROUP)
-        snake = rows[group].reshape(-1, order="F")[:n]
-        best = np.argsort(snake, kind="stable")[n - k :]
-        values[group] = convert(snake[best], bfloat16, values.dtype).reshape(values.shape[1:])
-        places[group] = best.astype(np.uint32).reshape(places.shape[1:])
+    groups = partitions // _GROUP
+    rows = read32(src).reshape(groups, _GROUP, -1)
+    snake = rows.transpose(0, 2, 1).reshape(groups, -1)[:, :n]
+    best = np.argsort(snake, axis=1, kind="stable")[:, n - k :]  # [group, K]
+    largest = np.take_along_axis(snake, best, axis=1)
+    write(val_dst, largest.repeat(_GROUP, axis=0))
+    idx_dst.values[...] = best.repeat(_GROUP, axis=0).reshape(idx_dst.shape)
     return made
 
 

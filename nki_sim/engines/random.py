@@ -11,6 +11,7 @@ others.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from nki_sim.dtypes import BOOL, float32, uint32
 from nki_sim.enums import engine as Engine
 from nki_sim.machine import Core, current, instruction, sequenced
 from nki_sim.memory import PSUM
-from nki_sim.numerics import F32, column, read32
+from nki_sim.numerics import F32, as_shape, column, read32
 from nki_sim.targets import PARTITIONS
 from nki_sim.tensor import NkiTensor
 from nki_sim.trace import NkiInstruction
@@ -32,10 +33,13 @@ engine = Engine
 _WORDS = 6  # of one generator
 _GENERATORS = {"gpsimd": 1, "vector": 4}  # of one partition
 _WEYL = np.uint32(362437)
+_ONE, _TWO, _FOUR, _EIGHT = (
+    np.array(n, np.uint32) for n in (1, 2, 4, 8)
+)  # a Python int costs a conversion
 
 
 def _states(core: Core, name: str) -> np.ndarray:
-    """The generators of an engine, uint32 [partition, generator, word]; unseeded, a fixed state."""
+    """The generators of an engine, uint32 [word, partition, generator]; unseeded, a fixed state."""
     states: np.ndarray | None = core.random.get(name)
     if states is None:
         states = core.random[name] = _seeded(core.id, name)
@@ -43,27 +47,34 @@ def _states(core: Core, name: str) -> np.ndarray:
 
 
 def _seeded(seed: int, name: str) -> np.ndarray:
-    """One state per generator from one 32-bit seed."""
-    shape = (PARTITIONS, _GENERATORS[name], _WORDS)
-    return np.random.SeedSequence(seed).generate_state(int(np.prod(shape))).reshape(shape)
+    """One state per generator from one 32-bit seed: a mixed counter (MurmurHash3's finaliser)."""
+    shape = (_WORDS, PARTITIONS, _GENERATORS[name])
+    x = np.arange(1, 1 + int(np.prod(shape)), dtype=np.uint32) * np.uint32(0x9E3779B9)
+    x += np.uint32(seed)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x ^= x >> np.uint32(shift)
+        x *= np.uint32(factor)
+    return x.reshape(shape)
 
 
 def _draw(core: Core, name: str, t: NkiTensor) -> np.ndarray:
     """32 random bits for each element of a tile, uint32 in its shape; the generators advance."""
-    start = t.start_partition
-    used = _states(core, name)[start : start + t.shape[0]]  # [P, generators, words]
-    x, y, z, w, v, d = (used[:, :, k].copy() for k in range(_WORDS))
-    steps = -(-t.free // used.shape[1])
-    out = np.empty((steps, *x.shape), np.uint32)
-    for step in range(steps):
-        turn = x ^ (x >> 2)
-        x, y, z, w = y, z, w, v
-        v = (v ^ (v << 4)) ^ (turn ^ (turn << 1))
-        d = d + _WEYL
-        out[step] = d + v
-    used[...] = np.stack([x, y, z, w, v, d], axis=2)
-    flat = out.transpose(1, 0, 2).reshape(t.shape[0], -1)[:, : t.free]
-    return flat.reshape(t.shape)
+    first = t.start_partition
+    used = _states(core, name)[:, first : first + t.shape[0]]  # [word, P, generator]
+    steps = -(-t.free // used.shape[2])
+    history = np.empty((5 + steps, *used.shape[1:]), np.uint32)  # x, y, z, w, v, and each next v
+    history[:5] = used[:5]
+    for start in range(0, steps, 5):
+        turn = history[start : start + 5]  # the x of five steps, all known
+        turn = turn ^ (turn >> _TWO)
+        turn ^= turn << _ONE
+        for step in range(start, min(start + 5, steps)):
+            v = history[step + 4]
+            np.bitwise_xor(v ^ (v << _FOUR), turn[step - start], out=history[step + 5])
+    counts = used[5] + _WEYL * np.arange(1, steps + 1, dtype=np.uint32)[:, None, None]
+    used[:5], used[5] = history[-5:], counts[-1]
+    drawn = (history[5:] + counts).transpose(1, 0, 2).reshape(t.shape[0], -1)[:, : t.free]
+    return drawn.reshape(t.shape)
 
 
 @instruction
@@ -102,13 +113,15 @@ def dropout(dst: NkiTensor, data: NkiTensor, prob: Any, name: str | None = None)
         if not prob.dtype.is_float or (data.dtype.is_int and prob.dtype is not float32):
             rules.broken(rules.DTYPE, "prob", prob.dtype)
         reads = (*reads, ("prob", prob))
-        limit = column(read32(prob), data.ndim)
+        share = np.clip(column(read32(prob), data.ndim), 0, 1)
+        limit = np.ceil(share * F32(2**24)).astype(np.uint32)
     else:
-        limit = F32(prob)
+        limit = np.array(math.ceil(min(max(float(prob), 0.0), 1.0) * 2**24), np.uint32)
     made = core.issue("vector", "dropout", (("dst", dst),), reads, data.free, name)
-    drawn = (_draw(core, "vector", data) >> 8).astype(F32) * F32(2.0**-24)  # in [0, 1)
-    values = np.where(drawn < limit, data.dtype.numpy.type(0), data.values)
-    dst.values[...] = values.reshape(dst.shape)
+    dropped = _draw(core, "vector", data) >> _EIGHT < limit  # 24 bits, exact in float32
+    out = dst.values
+    out[...] = as_shape(data.values, dst.shape)
+    np.copyto(out, out.dtype.type(0), where=as_shape(dropped, dst.shape))
     return made
 
 
@@ -133,7 +146,8 @@ def rand_set_state(
     core = current()
     _check_state(src_seeds, "src_seeds", engine, core)
     made = core.issue(engine.name, "rand_set_state", (), (("src_seeds", src_seeds),), 1, name)
-    _lanes(core, engine, src_seeds)[...] = src_seeds.values.reshape(src_seeds.shape[0], -1, _WORDS)
+    words = src_seeds.values.reshape(src_seeds.shape[0], -1, _WORDS)
+    _lanes(core, engine, src_seeds)[...] = words.transpose(2, 0, 1)
     return made
 
 
@@ -145,13 +159,13 @@ def rand_get_state(
     core = current()
     _check_state(dst, "dst", engine, core)
     made = core.issue(engine.name, "rand_get_state", (("dst", dst),), (), dst.free, name)
-    dst.values[...] = _lanes(core, engine, dst).reshape(dst.shape)
+    dst.values[...] = _lanes(core, engine, dst).transpose(1, 2, 0).reshape(dst.shape)
     return made
 
 
 def _lanes(core: Core, engine: Engine, t: NkiTensor) -> np.ndarray:
     """The generators of the partitions that a tile of states spans."""
-    return _states(core, engine.name)[t.start_partition : t.start_partition + t.shape[0]]
+    return _states(core, engine.name)[:, t.start_partition : t.start_partition + t.shape[0]]
 
 
 def _check_state(t: NkiTensor, operand: str, engine: Engine, core: Core) -> None:

@@ -20,6 +20,7 @@ from nki_sim.trace import NkiInstruction
 _MIN8, _MAX8 = 8, 16384  # elements per partition of max8 and its companions
 _BN_STATS_FMAX = 512
 _QUADRANT = 32
+_NOWHERE = np.uint16(0xFFFF)  # of a value that is not there
 _KEEP = 255  # shuffle mask value that leaves a partition unmodified
 
 
@@ -62,8 +63,7 @@ def nc_find_index8(
         name,
     )
     found = _match(data, vals, range(8))
-    missing = dst.dtype.limits[1]
-    dst.values[...] = np.where(found < 0, missing, found).reshape(dst.shape).astype(dst.dtype.numpy)
+    dst.values[...] = _positions(found, dst)
     return made
 
 
@@ -101,30 +101,45 @@ def nc_match_replace8(
     )  # fmt: skip
     found = _match(data, vals, range(7, -1, -1))
     rows = read32(data).reshape(data.shape[0], -1).copy()
-    partition, slot = np.nonzero(found >= 0)
+    partition, slot = np.nonzero(found != _NOWHERE)
     rows[partition, found[partition, slot]] = F32(imm)
     write(dst, rows)
     if dst_idx is not None:
-        missing = dst_idx.dtype.limits[1]
-        positions = np.where(found < 0, missing, found).reshape(dst_idx.shape)
-        dst_idx.values[...] = positions.astype(dst_idx.dtype.numpy)
+        dst_idx.values[...] = _positions(found, dst_idx)
     return made
 
 
+def _positions(found: np.ndarray, dst: NkiTensor) -> np.ndarray:
+    """Positions as elements of ``dst``: all ones there too, where there is none."""
+    if dst.dtype is uint32:
+        found = np.where(found == _NOWHERE, np.uint32(0xFFFFFFFF), found)
+    return found.reshape(dst.shape)
+
+
+def _first(hits: np.ndarray) -> np.ndarray:
+    """The first true position along the middle axis, as uint16 (there are at most 16384)."""
+    places = np.full(hits.shape, _NOWHERE)
+    np.copyto(places, np.arange(hits.shape[1], dtype=np.uint16)[:, None], where=hits)
+    return places.min(axis=1)
+
+
 def _match(data: NkiTensor, vals: NkiTensor, order: range) -> np.ndarray:
-    """Position of each value, int64 [P, 8], each position used once; -1 where there is none."""
-    rows = read32(data).reshape(data.shape[0], -1)  # [P, N]
-    wanted = read32(vals).reshape(data.shape[0], 8)
-    free = np.ones(rows.shape, bool)
-    found = np.full(wanted.shape, -1, np.int64)
-    everyone = np.arange(rows.shape[0])
-    for slot in order:
-        hits = free & (rows == wanted[:, slot : slot + 1])
-        at = hits.argmax(axis=1)
-        ok = hits[everyone, at]
-        found[ok, slot] = at[ok]
-        free[everyone[ok], at[ok]] = False
-    return found
+    """Position of each value, uint16 [P, 8], each used once; all ones where there is none."""
+    n = data.free
+    rows = np.ascontiguousarray(read32(data).reshape(data.shape[0], n).T)  # [N, P]
+    wanted = np.ascontiguousarray(read32(vals).reshape(data.shape[0], 8).T)  # [8, P]
+    hits = rows == wanted[:, None, :]  # [8, N, P]
+    found = _first(hits)
+    same = wanted[:, None, :] == wanted  # [8, 8, P]
+    if np.count_nonzero(same) > np.count_nonzero(wanted == wanted):  # equal values take turns
+        slots = np.empty((8, 1, 1), np.int64)
+        slots[list(order), 0, 0] = np.arange(8)  # who is served when
+        turns = (same & (slots > slots.reshape(1, 8, 1))).sum(axis=1)
+        for turn in range(int(turns.max())):
+            slot, partition = np.nonzero((turns > turn) & (found != _NOWHERE))
+            hits[slot, found[slot, partition], partition] = False
+            found = _first(hits)
+    return found.T
 
 
 def _check_search(t: NkiTensor, operand: str) -> None:
@@ -333,16 +348,16 @@ def nc_stream_shuffle(
         name,
         {"mask": mask},
     )
-    source = src.values.reshape(src.shape[0], -1).copy()
-    out = dst.values
-    for partition in range(dst.shape[0]):
-        quadrant, lane = divmod(partition, _QUADRANT)
-        if mask[lane] == _KEEP:
-            continue
-        at = quadrant * _QUADRANT + mask[lane]
-        if at >= source.shape[0]:
-            rules.broken(
-                rules.SHUFFLE_MASK, "shuffle_mask", mask, f"src has {source.shape[0]} partitions"
-            )
-        out[partition] = source[at].reshape(out.shape[1:])
+    lanes = np.array(mask)
+    partitions = np.arange(dst.shape[0])
+    lane = lanes[partitions % _QUADRANT]
+    kept = lane == _KEEP
+    at = np.where(kept, 0, partitions // _QUADRANT * _QUADRANT + lane)
+    if at.max() >= src.shape[0]:
+        rules.broken(rules.SHUFFLE_MASK, "shuffle_mask", mask, f"src has {src.shape[0]} partitions")
+    moved = src.values[at].reshape(dst.shape)
+    if kept.any():
+        dst.values[~kept] = moved[~kept]
+    else:
+        dst.values[...] = moved
     return made
