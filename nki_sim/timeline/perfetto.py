@@ -15,49 +15,71 @@ from nki_sim.trace import Access, Instruction
 if TYPE_CHECKING:
     from nki_sim.timeline.profiling import Profile
 
+TRACKS = ("dma", "tensor", "vector", "scalar", "gpsimd", "sync")
+QUEUES = ("load", "store", "move", "copy")
+
+GRID = 2.0**14
+"""Times are written in multiples of 2^-14 us (61 ps): their binary sums are exact, so that a viewer
+which adds a slice's duration to its start does not find it reaching into the next one."""
+
 
 def events(p: Profile) -> list[dict[str, Any]]:
     """The trace events: one track an engine and queue, one slice an instruction.
 
-    A DMA's slice spans the time its bytes move; on a queue's track slices do not overlap.
+    A DMA's slice spans the time its bytes move. Transfers of one queue that use different DMA
+    engines run side by side; those that do not fit the queue's track stand on a second one, "dma
+    load (2)", or a third.
     """
     s = p.schedule
-    tracks: dict[tuple[int, str], int] = {}
-    slices: list[tuple[int, int, float, float, Instruction]] = []
+    slices: list[tuple[float, float, int, str, Instruction]] = []
     for k, i in enumerate(p.trace.instructions):
         name = s.lane[k].removeprefix(f"{i.core} ")
-        track = tracks.setdefault((i.core, name), len(tracks) + 1)
-        if i.engine == "dma":
-            start, end = s.moves[k]
-        else:
-            start, end = s.start[k], s.start[k] + s.busy[k]
-        slices.append((i.core, track, start, end, i))
+        span = s.moves[k] if i.engine == "dma" else (s.start[k], s.start[k] + s.busy[k])
+        slices.append((*span, i.core, name, i))
     for core, maker, start, end, k in s.descriptors:
-        track = tracks.setdefault((core, f"{maker} descriptors"), len(tracks) + 1)
-        slices.append((core, track, start, end, p.trace.instructions[k]))
+        slices.append((start, end, core, f"{maker} descriptors", p.trace.instructions[k]))
+    free: dict[tuple[int, str], list[float]] = {}  # when each track of an engine or queue is free
     found: list[dict[str, Any]] = []
-    for core in sorted({c for c, _ in tracks}):
-        found.append(_name("process_name", core, 0, f"core {core} ({p.target}, predicted)"))
-    for (core, name), track in tracks.items():
-        found.append(_name("thread_name", core, track, name))
-    free: dict[int, float] = {}
-    for core, track, start, end, i in sorted(slices, key=lambda x: (x[2], x[3])):
-        start = max(start, free.get(track, 0.0))  # classes of DMA engines may overlap a little
-        end = max(start, end)
-        free[track] = end
+    for start, end, core, name, i in sorted(slices, key=lambda x: x[:2]):
+        at, until = _on_grid(start), _on_grid(end)
+        tracks = free.setdefault((core, name), [])
+        n = next((n for n, time in enumerate(tracks) if time <= at), len(tracks))
+        if n == len(tracks):
+            tracks.append(0.0)
+        tracks[n] = until
         found.append(
             {
                 "name": i.name or i.opcode,
                 "cat": i.engine,
                 "ph": "X",
-                "ts": start / 1000,
-                "dur": (end - start) / 1000,
+                "ts": at,
+                "dur": until - at,
                 "pid": core,
-                "tid": track,
+                "tid": _track(name, n),
                 "args": _arguments(i),
             }
         )
-    return found
+    named: list[dict[str, Any]] = []
+    for core in sorted({core for core, _ in free}):
+        named.append(_name("process_name", core, 0, f"core {core} ({p.target}, predicted)"))
+    for core, name in sorted(free):
+        for n in range(len(free[core, name])):
+            track = _track(name, n)
+            named.append(_name("thread_name", core, track, name if not n else f"{name} ({n + 1})"))
+            order = {"ph": "M", "pid": core, "tid": track, "args": {"sort_index": track}}
+            named.append({"name": "thread_sort_index", **order})
+    return named + found
+
+
+def _track(name: str, n: int) -> int:
+    """A track's id, which is also its place: DMA queues first, then TensorE and the others."""
+    kind, _, rest = name.partition(" ")
+    place = TRACKS.index(kind) * 8
+    if kind == "dma":
+        place += QUEUES.index(rest)
+    elif rest:
+        place += 1  # its descriptors
+    return 1 + 32 * place + n
 
 
 def save(p: Profile, path: Path) -> None:
@@ -76,6 +98,11 @@ def save(p: Profile, path: Path) -> None:
 
 def _name(kind: str, core: int, track: int, name: str) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": core, "tid": track, "args": {"name": name}}
+
+
+def _on_grid(ns: float) -> float:
+    """ns as us on the grid of exactly representable times."""
+    return round(ns / 1000 * GRID) / GRID
 
 
 def _arguments(i: Instruction) -> dict[str, Any]:

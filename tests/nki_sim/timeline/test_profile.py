@@ -156,18 +156,22 @@ def test_perfetto_trace_follows_the_format(case: nki_sim.Profile, tmp_path: Path
         assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
         track = (event["pid"], event["tid"])
         if event["ph"] == "M":
+            if event["name"] == "thread_sort_index":
+                assert isinstance(event["args"]["sort_index"], int)
+                continue
             assert event["name"] in ("process_name", "thread_name")
             assert isinstance(event["args"]["name"], str)
             named.add(track)
             continue
         assert event["ph"] == "X" and isinstance(event["cat"], str)
         assert track in named, "a slice on a track without a name"
-        assert event["ts"] >= ends.get(track, 0.0) - 1e-6 and event["dur"] >= 0
+        # Exactly: viewers nest a slice that reaches into the next one by a rounding error.
+        assert event["ts"] >= ends.get(track, 0.0) and event["dur"] >= 0
         ends[track] = event["ts"] + event["dur"]
         assert {"opcode", "source", "instruction"} <= set(event["args"])
         slices += 1
     assert slices >= case.instructions
-    assert max(ends.values()) <= case.total_us + 1e-6
+    assert max(ends.values()) <= case.total_us + 1e-4
 
 
 def test_perfetto_slices_name_shapes_and_lines() -> None:
