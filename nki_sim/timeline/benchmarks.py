@@ -205,8 +205,6 @@ def mamba(
     states = a.shape[1]
     width = chunk or seq
     out = nl.ndarray((channels, seq), delta.dtype, nl.shared_hbm)
-    ones = nl.ndarray((1, 128), delta.dtype, nl.sbuf)
-    nisa.memset(ones, 1.0)
     for first in range(0, channels, 128):
         lanes = slice(first, first + 128)
         total = nl.ndarray((128, seq), delta.dtype, nl.sbuf)
@@ -228,23 +226,24 @@ def mamba(
                 driven = nl.ndarray((128, width), delta.dtype, nl.sbuf)
                 nisa.tensor_tensor(driven, step[:, part], driver[:, part], nl.multiply)
                 inputs = nl.ndarray((128, width), delta.dtype, nl.sbuf)
-                spread = _broadcast(b[i : i + 1, part], ones)
+                spread = _broadcast(b[i : i + 1, part])
                 nisa.tensor_tensor(inputs, driven, spread, nl.multiply)
                 scanned = nl.ndarray((128, width), delta.dtype, nl.sbuf)
                 nisa.tensor_tensor_scan(scanned, decay, inputs, carry, nl.multiply, nl.add)
                 if chunk:
                     nisa.tensor_copy(carry, scanned[:, width - 1 : width])
                 weighted = nl.ndarray((128, width), delta.dtype, nl.sbuf)
-                spread = _broadcast(c[i : i + 1, part], ones)
+                spread = _broadcast(c[i : i + 1, part])
                 nisa.tensor_tensor(weighted, scanned, spread, nl.multiply)
                 nisa.tensor_tensor(total[:, part], total[:, part], weighted, nl.add)
         nisa.dma_copy(out[lanes, :], total)
     return out
 
 
-def _broadcast(source: Any, ones: Any) -> Any:
-    """A row on all 128 partitions: a product with ones on TensorE, which leaves it in PSUM."""
+def _broadcast(source: Any) -> Any:
+    """A row on all 128 partitions, as ``nl.broadcast_to`` makes it: a product with ones on TensorE.
+
+    Up to 512 columns stay in the PSUM bank they were made in; more are copied to SBUF.
+    """
     row = _tile(source)
-    spread = nl.ndarray((128, row.shape[1]), nl.float32, nl.psum)
-    nisa.nc_matmul(spread, ones, row)
-    return spread
+    return nl.broadcast_to(row, (128, row.shape[1]))

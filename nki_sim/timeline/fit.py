@@ -59,13 +59,13 @@ class Fit:
     def __init__(self, generation: str) -> None:
         self.generation = generation
         self.free = CONSTANTS[generation]
-        rows = [r for r in ROWS if r.generation == generation and r.kind != "high"]
+        rows = [r for r in ROWS if r.generation == generation and r.kind == "counted"]
         self.rows = [r.record(small=True) for r in rows]
         self._known: dict[tuple[int, tuple[float, ...]], float] = {}
 
     def counted(self) -> list[Recorded]:
         """Rows that count."""
-        return [r for r in self.rows if r.row.kind == "counted"]
+        return self.rows
 
     def log_error(self, recorded: Recorded, constants: dict[str, float]) -> float:
         """log(predicted / published) of one row."""

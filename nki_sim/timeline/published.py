@@ -2,7 +2,9 @@
 
 A row counts where its kernel is known. Rows "high" are three older AWS numbers that a later
 third-party run of the same kernel contradicts (20.99 ms where AWS printed 51.80): they are held
-against the high estimate. Rows "shown" come without their kernels and count for nothing.
+against the high estimate. Rows "later" came after the model was fixed: no constant and no mechanism
+was chosen with them, they are held to the same worst error and counted apart. Rows "shown" come
+without their kernels, or measure what the model defines otherwise, and count for nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Row:
         name, generation, value, unit, source: as published.
         kernel: called with ``shapes`` (shape, dtype) arrays; recorded without arithmetic.
         measure: the predicted number, in ``unit``, from the schedule.
-        kind: "counted", "high" (held against the high estimate) or "shown".
+        kind: "counted", "high" (held against the high estimate), "later" or "shown".
         constants: fitted constants that it responds to.
         part: the share of the published work that ``small`` shapes do, for quick checks and fits.
     """
@@ -129,9 +131,18 @@ def first_engine(trace: Trace, s: Schedule, t: Timing) -> float:
     return s.busy[0]
 
 
-def dma_active(trace: Trace, s: Schedule, t: Timing) -> float:
-    """ms in which at least one DMA engine moves bytes."""
-    return s.dma_busy[0] / 1e6
+def dma_outstanding(trace: Trace, s: Schedule, t: Timing) -> float:
+    """ms in which at least one DMA is under way, from its trigger to its semaphore."""
+    at = covered = 0.0
+    spans = [
+        (start, end)
+        for start, end, i in zip(s.start, s.end, trace.instructions, strict=True)
+        if i.engine == "dma"
+    ]
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, at))
+        at = max(at, end)
+    return covered / 1e6
 
 
 def dma_rate(trace: Trace, s: Schedule, t: Timing) -> float:
@@ -177,6 +188,18 @@ def _rows() -> list[Row]:
         Row("fused Mamba, third kernel, sequence of 2,048", "gen2", 6.6, "ms", MAMBA,
             partial(benchmarks.mamba, reload=False, chunk=512), _mamba(4096, 2048), ms, "counted",
             (), _mamba(1024, 2048), 1 / 4),
+        *[
+            Row(f"fused Mamba, second kernel, sequence of {seq:,}", "gen2", value, "ms", MAMBA,
+                partial(benchmarks.mamba, reload=False), _mamba(4096, seq), ms, "later", (),
+                _mamba(512, seq), 1 / 8)
+            for seq, value in ((1024, 4.4), (2048, 8.9), (3072, 13.1), (4096, 17.6))
+        ],
+        *[
+            Row(f"fused Mamba, third kernel, sequence of {seq:,}", "gen2", value, "ms", MAMBA,
+                partial(benchmarks.mamba, reload=False, chunk=512), _mamba(4096, seq), ms, "later",
+                (), _mamba(512, seq), 1 / 8)
+            for seq, value in ((1024, 3.3), (3072, 10.1), (4096, 13.3), (8192, 27.8))
+        ],
         Row("chain of one-element activations", "gen2", 189.0, "ns",
             "aws-neuron-sdk nki/deep-dives/nki_perf_guide.rst",
             partial(benchmarks.activation_chain, length=64), [((128, 1), FP32)],
@@ -207,8 +230,14 @@ def _rows() -> list[Row]:
             busy("tensor", 1e6), "counted", issue, _matmul(2048, FP32), 1 / 2),
         Row("matmul v5, VectorE active", "gen3", 2.99, "ms", OPTIMIZATION, v5, fp,
             busy("vector", 1e6), "counted", (), _matmul(2048, FP32), 1 / 2),
-        Row("matmul v5, DMA active", "gen3", 6.10, "ms", OPTIMIZATION, v5, fp, dma_active,
-            "shown", (), _matmul(2048, FP32), 1 / 2),
+        Row("matmul v2, DMA under way", "gen3", 39.87, "ms", OPTIMIZATION,
+            benchmarks.matmul_tiled, fp, dma_outstanding, "shown", (), small_fp, 1 / 8),
+        Row("matmul v3, DMA under way", "gen3", 28.12, "ms", OPTIMIZATION,
+            benchmarks.matmul_hoisted, fp, dma_outstanding, "shown", (), small_fp, 1 / 8),
+        Row("matmul v4, DMA under way", "gen3", 27.19, "ms", OPTIMIZATION,
+            benchmarks.matmul_blocked, fp, dma_outstanding, "shown", (), small_fp, 1 / 8),
+        Row("matmul v5, DMA under way", "gen3", 6.10, "ms", OPTIMIZATION, v5, fp,
+            dma_outstanding, "shown", (), _matmul(2048, FP32), 1 / 2),
         Row("2,048 resident matmuls, TensorE active", "gen3",
             2 * 128 * 128 * 512 * 2048 / 77.2e6, "us", f"{PROFILES}: 77.2 TFLOP/s",
             partial(benchmarks.matmul_resident, products=2048), [((128, 128), BF16),
@@ -279,7 +308,12 @@ def table(results: Sequence[Result]) -> str:
     ]
     for r in results:
         row = r.row
-        note = {"counted": "", "high": "held against high", "shown": "not counted"}[row.kind]
+        note = {
+            "counted": "",
+            "high": "held against high",
+            "later": "held out",
+            "shown": "not counted",
+        }[row.kind]
         lines.append(
             f"| {row.generation} | {row.name} | {row.value:.4g} {row.unit} | {r.nominal:.4g} "
             f"| {r.low:.4g} | {r.high:.4g} | {100 * r.error:+.1f} % | {note} |"
