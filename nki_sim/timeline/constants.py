@@ -61,6 +61,7 @@ class Timing:
     launch_ns: float
     barrier_ns: float
     repeat_cost: float
+    reorder_window: float
 
     @property
     def version(self) -> int:

@@ -1,10 +1,13 @@
 """When every instruction of a record runs: an event-driven simulation of engines, queues and DMA.
 
-Four compute engines and a sequencer a core work through their instructions in program order. DMA
-queues (loads, stores, moves, copies) start their transfers in program order too; a transfer's bytes
-then pass through the 16 DMA engines, which serve their queues in turn. An instruction starts when
-its engine is free, its producers have finished (and their semaphore has arrived), its SBUF and PSUM
-tiles have room, and the memory ports it needs are free.
+Four compute engines and a sequencer a core work through queues of their own. An engine's queue has
+the order of the program, but for what the compiler's scheduler does: of the next few instructions
+the first that is ready goes first ("without [no_reorder], the compiler scheduler is free to reorder
+independent instructions", nki.language.no_reorder, NKI 0.6). DMA queues (loads, stores, moves,
+copies) start their transfers in program order; a transfer's bytes then pass through the 16 DMA
+engines, which serve their queues in turn. An instruction starts when its engine is free, its
+producers have finished (and their semaphore has arrived), its SBUF and PSUM tiles have room, and
+the memory ports it needs are free.
 
 Tiles get their room in program order, and give it back with their last access: loads run ahead of
 compute exactly as far as free SBUF allows, as they would with the rotating buffers that a compiler
@@ -69,13 +72,14 @@ class Schedule:
 
 
 class _Lane:
-    """An in-order queue: a compute engine, or a DMA queue."""
+    """A queue: a compute engine's, of which ``window`` instructions compete, or a DMA queue."""
 
-    __slots__ = ("core", "free", "items", "last", "name", "position", "table")
+    __slots__ = ("core", "free", "items", "last", "name", "position", "table", "window")
 
-    def __init__(self, name: str, core: int) -> None:
+    def __init__(self, name: str, core: int, window: int) -> None:
         self.name = name
         self.core = core
+        self.window = window
         self.items: list[int] = []
         self.position = 0
         self.free = 0.0
@@ -171,7 +175,8 @@ class _Run:
             lane = self.lanes.get(key)
             if lane is None:
                 label = name if i.core == 0 else f"{i.core} {name}"
-                lane = self.lanes[key] = _Lane(label, i.core)
+                window = 1 if i.engine == "dma" else int(t.reorder_window)
+                lane = self.lanes[key] = _Lane(label, i.core, window)
             lane.items.append(k)
             self.lane_of.append(lane)
             s.lane[k] = lane.name
@@ -305,6 +310,8 @@ class _Run:
         """Let the head of a lane start once nothing it waits for is left."""
         if lane.position >= len(lane.items):
             return
+        if lane.window > 1:
+            self._choose(lane, now)
         k = lane.items[lane.position]
         if self.waiting[k] or self.queued[k]:
             return
@@ -315,6 +322,22 @@ class _Run:
             at = now
         self.queued[k] = True
         self._push(at, START, k)
+
+    def _choose(self, lane: _Lane, now: float) -> None:
+        """Bring the instruction of the window that can start first to the head of the lane."""
+        items, head = lane.items, lane.position
+        if self.queued[items[head]]:
+            return
+        earliest = lane.free if lane.free > now else now
+        best, best_at = head, float("inf")
+        for n in range(head, min(head + lane.window, len(items))):
+            k = items[n]
+            if not self.waiting[k] and self.ready[k] < best_at:
+                best, best_at = n, self.ready[k]
+                if best_at <= earliest:
+                    break
+        if best > head:
+            items.insert(head, items.pop(best))
 
     def _start(self, k: int, now: float) -> None:
         lane = self.lane_of[k]
