@@ -137,7 +137,9 @@ def _decode(s: Decode) -> tuple[int, float, float]:
     context = _products(s.r * p * s.n, s.m_c, s.d)
     suffix = _products(p * s.n, s.m_d, s.d)
     cycles = s.g * (s.G * context + b * suffix)
-    logits = float(b * s.n * s.h * s.m_c + s.h * b * _causal(s.n, s.m_d - s.n))
+    logits = float(b * s.n * s.h * s.m_c)
+    if s.m_d:
+        logits += s.h * b * _causal(s.n, s.m_d - s.n)
     return nbytes, cycles, logits
 
 

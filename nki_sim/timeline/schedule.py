@@ -25,6 +25,7 @@ from nki_sim.targets import PSUM_PARTITION_BYTES, get_target
 from nki_sim.timeline.constants import Timing
 from nki_sim.timeline.costs import PSUM_PORT, RESIDENT_FUNCTIONS, SBUF_PORT, cost
 from nki_sim.timeline.dma import Transfer, transfer
+from nki_sim.timeline.queues import Engines, Lane, Room
 from nki_sim.timeline.repeats import repeats
 from nki_sim.trace import Instruction, Trace
 
@@ -71,48 +72,6 @@ class Schedule:
         self.transfers: list[Transfer | None] = [None] * count
 
 
-class _Lane:
-    """A queue: a compute engine's, of which ``window`` instructions compete, or a DMA queue."""
-
-    __slots__ = ("core", "free", "items", "last", "name", "position", "table", "window")
-
-    def __init__(self, name: str, core: int, window: int) -> None:
-        self.name = name
-        self.core = core
-        self.window = window
-        self.items: list[int] = []
-        self.position = 0
-        self.free = 0.0
-        self.last = -1
-        self.table = ""
-
-
-class _Engines:
-    """DMA engines of one core that always have the same work, and the queues they serve in turn."""
-
-    __slots__ = ("busy", "current", "last", "queues", "turn")
-
-    def __init__(self) -> None:
-        self.queues: dict[str, deque[list[float]]] = {}  # [instruction, ns left, ns]
-        self.turn = 0
-        self.busy = False
-        self.current = ""
-        self.last = -1
-
-
-class _Room:
-    """Free bytes a partition of one memory, handed to tiles in the order of their first use."""
-
-    __slots__ = ("free", "granted", "order", "releaser", "sizes")
-
-    def __init__(self, capacity: int) -> None:
-        self.free = capacity
-        self.order: list[int] = []  # instruction of first use
-        self.sizes: list[int] = []
-        self.granted = 0
-        self.releaser = -1
-
-
 def schedule(trace: Trace, before: Sequence[Sequence[int]], t: Timing) -> Schedule:
     """Run the record.
 
@@ -135,8 +94,8 @@ class _Run:
         self.s = Schedule(count, trace.cores, int(t.dma_engines))
         self.events: list[tuple[float, int, int, int]] = []
         self.serial = 0
-        self.lanes: dict[tuple[int, str], _Lane] = {}
-        self.lane_of: list[_Lane] = []
+        self.lanes: dict[tuple[int, str], Lane] = {}
+        self.lane_of: list[Lane] = []
         self.same = [0.0] * count
         self.other = [0.0] * count
         self.ports = [0] * count
@@ -176,7 +135,7 @@ class _Run:
             if lane is None:
                 label = name if i.core == 0 else f"{i.core} {name}"
                 window = 1 if i.engine == "dma" else int(t.reorder_window)
-                lane = self.lanes[key] = _Lane(label, i.core, window)
+                lane = self.lanes[key] = Lane(label, i.core, window)
             lane.items.append(k)
             self.lane_of.append(lane)
             s.lane[k] = lane.name
@@ -194,7 +153,7 @@ class _Run:
     def _classes(self) -> None:
         """Group the DMA engines of a core that get the same work from every transfer."""
         t = self.t
-        self.classes: list[list[_Engines]] = []
+        self.classes: list[list[Engines]] = []
         self.class_work: list[tuple[tuple[int, float], ...]] = [()] * len(self.items)
         self.class_members: list[list[list[int]]] = []
         cores = len(self.s.dma_busy)
@@ -210,7 +169,7 @@ class _Run:
                 groups.setdefault(tuple([w[e] for w in shapes]), []).append(e)
             members = list(groups.values())
             self.class_members.append(members)
-            self.classes.append([_Engines() for _ in members])
+            self.classes.append([Engines() for _ in members])
             per_pattern = [
                 tuple([(c, w[m[0]]) for c, m in enumerate(members) if w[m[0]] > 0]) for w in shapes
             ]
@@ -251,8 +210,8 @@ class _Run:
                     self.holds[k].append(n)
                 last[n] = k
         self.uses, self.tiles = uses, tiles
-        self.rooms: dict[tuple[int, str], _Room] = {}
-        self.tickets: list[list[tuple[_Room, int]]] = [[] for _ in range(count)]
+        self.rooms: dict[tuple[int, str], Room] = {}
+        self.tickets: list[list[tuple[Room, int]]] = [[] for _ in range(count)]
         live: dict[tuple[int, str], int] = {}
         peak: dict[tuple[int, str], int] = {}
         ends: list[list[int]] = [[] for _ in range(count)]
@@ -272,7 +231,7 @@ class _Run:
         self.s.peak = peak
         for key, most in peak.items():
             capacity = PSUM_PARTITION_BYTES if key[1] == "psum" else usable
-            self.rooms[key] = _Room(max(capacity, most))
+            self.rooms[key] = Room(max(capacity, most))
         for k in range(count):
             for n in starts[k]:
                 key, size = tiles[n]
@@ -306,7 +265,7 @@ class _Run:
         self.serial += 1
         heapq.heappush(self.events, (time, kind, self.serial, k))
 
-    def _offer(self, lane: _Lane, now: float) -> None:
+    def _offer(self, lane: Lane, now: float) -> None:
         """Let the head of a lane start once nothing it waits for is left."""
         if lane.position >= len(lane.items):
             return
@@ -323,7 +282,7 @@ class _Run:
         self.queued[k] = True
         self._push(at, START, k)
 
-    def _choose(self, lane: _Lane, now: float) -> None:
+    def _choose(self, lane: Lane, now: float) -> None:
         """Bring the instruction of the window that can start first to the head of the lane."""
         items, head = lane.items, lane.position
         if self.queued[items[head]]:
@@ -384,14 +343,14 @@ class _Run:
         self._push(end, FINISH, k)
         self._offer(lane, now)
 
-    def _table(self, lane: _Lane, function: str, now: float) -> float:
+    def _table(self, lane: Lane, function: str, now: float) -> float:
         """ns of an activation-table load that shows: it starts as soon as ScalarE is free."""
         if function in RESIDENT_FUNCTIONS or function == lane.table:
             return 0.0
         lane.table = function
         return max(0.0, self.t.table_load_ns - (now - lane.free))
 
-    def _start_dma(self, k: int, now: float, lane: _Lane) -> None:
+    def _start_dma(self, k: int, now: float, lane: Lane) -> None:
         """Make the descriptors, then let the bytes go their way; the queue goes on."""
         s, t, i = self.s, self.t, self.items[k]
         moved = s.transfers[k]
@@ -434,7 +393,7 @@ class _Run:
             if not engines.busy:
                 self._serve(core, c, engines, now)
 
-    def _serve(self, core: int, c: int, engines: _Engines, now: float) -> None:
+    def _serve(self, core: int, c: int, engines: Engines, now: float) -> None:
         names = list(engines.queues)
         for step in range(len(names)):
             name = names[(engines.turn + step) % len(names)]
@@ -513,7 +472,7 @@ class _Run:
         if not self.waiting[n]:
             self._offer(self.lane_of[n], now)
 
-    def _grant(self, room: _Room, now: float, by: int) -> None:
+    def _grant(self, room: Room, now: float, by: int) -> None:
         while room.granted < len(room.order) and room.sizes[room.granted] <= room.free:
             room.free -= room.sizes[room.granted]
             k = room.order[room.granted]

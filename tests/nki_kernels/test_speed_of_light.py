@@ -63,6 +63,12 @@ def test_context_counts_once_a_prompt_and_suffix_once_a_sample() -> None:
     assert more_context - one == 2 * 4 * 128 * 2
 
 
+def test_nothing_decoded_yet_asks_for_nothing() -> None:
+    none = speed_of_light(replace(MHA, m_d=0), "trn1")
+    assert none.resources["scalar"] == pytest.approx(16 * 4 * 8192 / 128 / 1.4e3)
+    assert none.resources["tensor"] == pytest.approx(4 * 64 * 128 / 2.8e3)
+
+
 def test_causal_prefill() -> None:
     found = speed_of_light(Prefill(B=1, S=256, h=1, g=1, d=128), "trn1")
     assert found.nbytes == 4 * 256 * 128 * 2
