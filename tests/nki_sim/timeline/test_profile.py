@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import nki_sim
 import nki_sim.isa as nisa
 import nki_sim.language as nl
 from nki_sim.timeline import benchmarks as b
+from nki_sim.timeline import plot
 from nki_sim.timeline.critical import critical_path
 from nki_sim.timeline.perfetto import events
 from nki_sim.timeline.profiling import instruction_order
@@ -218,12 +220,45 @@ def test_perfetto_slices_name_shapes_and_lines() -> None:
     assert "kernels.py:" in add["args"]["source"]
 
 
+@pytest.mark.slow  # matplotlib takes seconds to start
 def test_plot_is_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for _, target, lnc, kernel, arrays in CASES[2:4]:
+    for _, target, lnc, kernel, arrays in CASES[2:]:
         path = tmp_path / "plot.png"
         nki_sim.profile(kernel, *arrays, target=target, lnc=lnc).plot(path)
-        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 10_000
+        assert int.from_bytes(content[16:20], "big") >= 1200  # pixels wide
+
+
+@pytest.mark.slow
+def test_plot_names_engines_shares_units_and_ends() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    p = nki_sim.profile(k.halves, np.empty((512, 256), FP32), target="trn2", lnc=2)
+    left, right = figure.subplots(1, 2)
+    plot._lanes(left, p)
+    plot._roofline(right, p)
+    labels = [tick.get_text() for tick in left.get_yticklabels()]
+    assert [label.partition("\n")[0] for label in labels] == [
+        "dma load", "dma store", "scalar", "gpsimd descriptors",
+        "core 1 dma load", "core 1 dma store", "core 1 scalar", "core 1 gpsimd descriptors",
+    ]  # fmt: skip
+    busy = {label.partition("\n")[0]: label.rpartition("\n")[2] for label in labels}
+    assert busy["scalar"] == f"{100 * p.engines['scalar'].utilisation(p.total_us):.0f} %"
+    assert left.get_xlabel() == "us (nominal)"
+    assert right.get_ylabel() == "G elements/s" and "byte of HBM" in right.get_xlabel()
+    legend = [text.get_text() for text in right.get_legend().get_texts()]
+    assert "slope, DMA: 870 GB/s" in legend and "2 cores" in right.get_title()
+
+
+def test_plot_without_matplotlib_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    p = nki_sim.profile(k.functions, np.zeros((128, 8), FP32), alternate=False)
+    with pytest.raises(ImportError, match=r"pip install 'bifork\[plot\]'"):
+        p.plot(tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------- refusals
