@@ -50,6 +50,7 @@ def bifurcated_attention(
     scale: float,
     window: int | None = ...,
     softcap: float | None = ...,
+    query_position: torch.Tensor | None = ...,
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
@@ -69,6 +70,7 @@ def bifurcated_attention(
     scale: float,
     window: int | None = ...,
     softcap: float | None = ...,
+    query_position: torch.Tensor | None = ...,
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
@@ -87,6 +89,7 @@ def bifurcated_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    query_position: torch.Tensor | None = None,
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
@@ -112,6 +115,9 @@ def bifurcated_attention(
         window: how many positions a query sees, its own included; None is all of them. Context
             slot s is position s, suffix row i of a sample of group j position context_len[j] + i.
         softcap: c bends each scaled logit s to c·tanh(s / c); None does not.
+        query_position: int32 [G, r], with a window: the position of each sample's last query token,
+            counted from the group's context slot 0. None is context_len + suffix_len - 1; it is
+            another one where keys between those given here lie elsewhere.
         return_state: also return the softmax's max and sum, to `merge` with other keys.
         kernels: "auto", "nki" or "torch"; the table above says what runs.
         target: core generation that the simulator models when kernels="nki" on CPU.
@@ -135,6 +141,7 @@ def bifurcated_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        query_position=query_position,
     )
     _check_path(q, kernels, target, window, softcap)
     op = torch.ops.bifork.bifurcated_attention
@@ -153,6 +160,7 @@ def bifurcated_attention(
         target,
         window,
         softcap,
+        query_position,
     )
     return result
 
@@ -304,21 +312,24 @@ def _bifurcated(
     target: str,
     window: int | None = None,
     softcap: float | None = None,
+    query_position: torch.Tensor | None = None,
 ) -> Any:
     tensors = (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
     options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
-    shape = bifurcated_validate.validate(*tensors, **options)
+    shape = bifurcated_validate.validate(*tensors, **options, query_position=query_position)
     if q.device.type == "cpu":
         bifurcated_validate.validate_lengths(shape, context_len, suffix_len)
-    if q.device.type == "cuda" and kernels == "auto" and cuda_path(q.dtype) == "triton":
+    fused = q.device.type == "cuda" and kernels == "auto" and cuda_path(q.dtype) == "triton"
+    if fused and query_position is None:  # the Triton kernels do not take it
         from nki_kernels.bifurcated_attention import cuda
 
         return cuda.bifurcated_attention(*tensors, **options, return_state=return_state)
     if _runs_reference(q.device, kernels):
         return bifurcated_reference.bifurcated_attention(
-            *tensors, **options, return_state=return_state
+            *tensors, **options, query_position=query_position, return_state=return_state
         )
     validate_for_kernels(shape.d, window, softcap)
+    require(query_position is None, "the NKI kernel does not take query_position yet")
     plan = bifurcated_tuning.schedule(shape, q.element_size())
     return _run_kernel(
         q.device,
@@ -337,7 +348,7 @@ def _bifurcated(
 _BIFURCATED_ARGS = (
     "(Tensor q, Tensor k_ctx, Tensor v_ctx, Tensor k_suf, Tensor v_suf, Tensor context_len,"
     " Tensor suffix_len, float scale, str kernels, str target, int? window=None,"
-    " float? softcap=None)"
+    " float? softcap=None, Tensor? query_position=None)"
 )
 
 

@@ -34,6 +34,7 @@ def bifurcated_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    query_position: torch.Tensor | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
@@ -53,6 +54,7 @@ def bifurcated_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        query_position=query_position,
     )
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = q.to(compute).view(shape.G, shape.r, shape.n, shape.g, shape.p, shape.d)
@@ -60,10 +62,13 @@ def bifurcated_attention(
     # The suffix row behind each query token: the last of the n tokens sits in the last live row.
     later = torch.arange(shape.n - 1, -1, -1, dtype=torch.int32, device=q.device)
     own = suffix_len.unsqueeze(-1) - 1 - later  # [G, r, n]
+    position = context_len.view(-1, 1, 1) + own
+    if query_position is not None:
+        position = query_position.unsqueeze(-1) - later
 
     logits = partial(scaled_logits, scale=scale, softcap=softcap)
     keys, values = k_ctx.to(compute), v_ctx.to(compute)
-    context = _context_state(shape, heads, keys, values, context_len, own, window, logits)
+    context = _context_state(shape, heads, keys, values, context_len, position, window, logits)
     keys, values = k_suf.to(compute), v_suf.to(compute)
     suffix = _suffix_state(shape, heads, keys, values, own, window, logits)
     state = merge(context, suffix)
@@ -83,7 +88,7 @@ def _context_state(
     k_ctx: torch.Tensor,
     v_ctx: torch.Tensor,
     context_len: torch.Tensor,
-    own: torch.Tensor,
+    position: torch.Tensor,
     window: int | None,
     logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> State:
@@ -95,8 +100,7 @@ def _context_state(
     slots = torch.arange(shape.S_ctx, dtype=torch.int32, device=heads.device)
     valid = slots < context_len.view(G, 1, 1, 1)
     if window is not None:
-        # Slot s is position s, a query's own position is context_len + own.
-        first = context_len.view(G, 1, 1) + own - window + 1  # [G, r, n]
+        first = position - window + 1  # [G, r, n]; slot s is position s
         first = first.unsqueeze(-1).expand(G, r, n, p).reshape(G, 1, r * n * p, 1)
         valid = valid & (slots >= first)  # [G, 1, r·n·p, S_ctx]
 

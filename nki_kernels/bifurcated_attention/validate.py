@@ -41,6 +41,7 @@ def validate(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    query_position: torch.Tensor | None = None,
 ) -> Shape:
     """Check shapes, dtypes, devices and options; values are `validate_lengths`' business.
 
@@ -84,7 +85,15 @@ def validate(
         tuple(suffix_len.shape) == (G, r),
         f"suffix_len must be [G, r] = {(G, r)}, got shape {tuple(suffix_len.shape)}",
     )
-    for name, lengths in (("context_len", context_len), ("suffix_len", suffix_len)):
+    integers = {"context_len": context_len, "suffix_len": suffix_len}
+    if query_position is not None:
+        require(
+            tuple(query_position.shape) == (G, r),
+            f"query_position must be [G, r] = {(G, r)}, got shape {tuple(query_position.shape)}",
+        )
+        require(window is not None, "query_position says where a window ends; pass a window")
+        integers["query_position"] = query_position
+    for name, lengths in integers.items():
         require(lengths.dtype == torch.int32, f"{name} must be int32, got {lengths.dtype}")
         require(lengths.device == q.device, f"{name} is on {lengths.device}, q is on {q.device}")
     caches = {"k_ctx": k_ctx, "v_ctx": v_ctx, "k_suf": k_suf, "v_suf": v_suf}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from nki_kernels.attention_state.reference import finish, merge, resume
 from nki_kernels.bifurcated_attention.reference import bifurcated_attention
 from nki_kernels.flash_attention import reference as flash_module
 from nki_kernels.flash_attention.reference import flash_attention
@@ -114,6 +116,39 @@ def test_window_and_softcap(case: Case, window: int | None, softcap: float | Non
         q = arguments["q"][j, i, t]
         expected = brute_force(q, keys, own, arguments["scale"], window, softcap)
         torch.testing.assert_close(o[j, i, t].double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 5, 9, 14, 100])
+@pytest.mark.parametrize("case", [WINDOWED, replace(WINDOWED, n=1, G=1)], ids=["ragged", "single"])
+def test_a_context_in_blocks_is_merged_to_the_whole(case: Case, window: int) -> None:
+    """Each block of context slots by itself, the suffix beside the first; then the states joined.
+
+    A window reaches into a block from where the query is, which `query_position` says.
+    """
+    arguments = make(case)
+    whole, top, total = bifurcated_attention(**arguments, window=window, return_state=True)
+    G, slots, stored = case.G, arguments["k_ctx"].shape[2] // case.G, 4
+    context_len, suffix_len = arguments["context_len"], arguments["suffix_len"]
+    states = []
+    for first in range(0, slots, stored):
+        behind = context_len - first
+        here = slice(first, first + stored)
+        k_ctx = arguments["k_ctx"].unflatten(2, (G, slots))[..., here]
+        v_ctx = arguments["v_ctx"].unflatten(1, (G, slots))[:, :, here]
+        block = {
+            "k_ctx": k_ctx.flatten(2),
+            "v_ctx": v_ctx.flatten(1, 2),
+            "context_len": behind.clamp(0, k_ctx.shape[-1]),
+            "suffix_len": suffix_len if first == 0 else torch.zeros_like(suffix_len),
+            "query_position": behind[:, None] + suffix_len - 1,
+        }
+        parts = bifurcated_attention(**(arguments | block), window=window, return_state=True)
+        states.append(resume(*parts))
+    merged = functools.reduce(merge, states)
+    live = (suffix_len >= case.n)[:, :, None].expand(top.shape[:3])
+    torch.testing.assert_close(finish(merged)[live], whole[live], rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged.max[live], top[live])
+    torch.testing.assert_close(merged.sum[live], total[live], rtol=1e-5, atol=1e-5)
 
 
 def test_window_and_softcap_change_the_result() -> None:

@@ -24,6 +24,14 @@ BIFURCATED = {
     "q rank": ({"q": torch.zeros(2, 3, 4, 16)}, r"q must be \[G, r, n, h, d\], got shape \(2, 3"),
     "q empty": ({"q": torch.zeros(2, 0, 1, 4, 16)}, "q must have no empty dimension"),
     "window": ({"window": 0}, "window must be None or a number of positions >= 1, got 0"),
+    "query_position shape": (
+        {"window": 2, "query_position": int32(5, 5)},
+        r"query_position must be \[G, r\] = \(2, 3\), got shape \(2,\)",
+    ),
+    "query_position alone": (
+        {"query_position": int32([1, 2, 3], [1, 2, 3])},
+        "query_position says where a window ends; pass a window",
+    ),
     "softcap": ({"softcap": -2.0}, r"softcap must be None or finite and > 0, got -2\.0"),
     "k_ctx rank": ({"k_ctx": torch.zeros(2, 16)}, r"k_ctx must be \[g, d, G·S_ctx\]"),
     "heads": ({"k_ctx": torch.zeros(3, 16, 16)}, "q has h = 4 heads, no multiple of k_ctx's g = 3"),
