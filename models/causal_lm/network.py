@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,28 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.causal_lm import rope
+from models.causal_lm.attention import Attention, ContextPart, Decode, Prefill
 from models.causal_lm.cache import CacheShape, KVCache
 from models.causal_lm.config import ModelConfig
-from nki_kernels import bifurcated_attention, flash_attention
+from models.causal_lm.norm import RMSNorm, norm_or_nothing
+from models.causal_lm.sharding import KVSplit, Shard, check_kv_split, shards, split_heads
+from models.parallel import SINGLE, TensorParallel
+from nki_kernels.attention_state.reference import MASK
 from nki_kernels.attention_state.validate import validate_for_kernels
 from nki_kernels.errors import InputError
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Where a prompt's keys go: `slots` i64[S] of the context."""
-
-    slots: Tensor
-
-
-@dataclass(frozen=True)
-class Decode:
-    """Where a step's keys go, `rows` i64[G*r*n] of the suffix, and what each sample sees."""
-
-    rows: Tensor
-    context_len: Tensor  # i32[G]
-    suffix_len: Tensor  # i32[G, r], this step's n tokens included
-
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -52,37 +39,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class RMSNorm(nn.Module):
-    """Root mean square norm over the last dimension, computed in fp32.
+class MLP(nn.Module):
+    """The gated feed-forward layer, down(activation(gate(x)) * up(x)).
 
-    With `norm_plus_one` the factor is 1 + weight and applied before rounding to the dtype of x.
+    Without `reduce_output` each rank gives a summand of it.
     """
 
     def __init__(
-        self, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        parallel: TensorParallel,
+        reduce_output: bool = True,
     ) -> None:
         super().__init__()
-        self.eps, self.plus_one = config.rms_norm_eps, config.norm_plus_one
-        self.weight = nn.Parameter(torch.ones(size, dtype=dtype, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., size] normalised, in its own dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.plus_one:
-            return (wide * (1.0 + self.weight.float())).to(x.dtype)
-        return self.weight * wide.to(x.dtype)
-
-
-class MLP(nn.Module):
-    """The gated feed-forward layer, down(activation(gate(x)) * up(x))."""
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
         wide, narrow, bias = config.intermediate_size, config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(narrow, wide, bias=bias, dtype=dtype, device=device)
-        self.up_proj = nn.Linear(narrow, wide, bias=bias, dtype=dtype, device=device)
-        self.down_proj = nn.Linear(wide, narrow, bias=bias, dtype=dtype, device=device)
+        self.gate_proj = parallel.column(narrow, wide, bias, dtype, device)
+        self.up_proj = parallel.column(narrow, wide, bias, dtype, device)
+        self.down_proj = parallel.row(wide, narrow, bias, dtype, device, reduce_output)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,22 +70,34 @@ class Experts(nn.Module):
 
     Every expert works on every token and what was not chosen counts 0, so that shapes do not depend
     on the tokens. Decoding a batch reads all experts' weights anyway; prefill computes
-    experts / experts_per_token times what it needs.
+    experts / experts_per_token times what it needs. Every rank has the router and a part of every
+    expert; the experts' summands are added up before the ranks' are.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        parallel: TensorParallel,
+    ) -> None:
         super().__init__()
-        self.chosen = config.experts_per_token
+        self.chosen, self.parallel = config.experts_per_token, parallel
         size, experts = config.hidden_size, config.experts
         self.router = nn.Linear(size, experts, bias=False, dtype=dtype, device=device)
-        self.experts = nn.ModuleList(MLP(config, dtype, device) for _ in range(experts))
+        # A bias is whole on every rank: then each expert's summands are added up by themselves.
+        self.summed = config.mlp_bias
+        self.experts = nn.ModuleList(
+            MLP(config, dtype, device, parallel, reduce_output=self.summed) for _ in range(experts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., hidden] -> [..., hidden]."""
         scores = self.router(x).float().softmax(-1)
         shares = choose_experts(scores, self.chosen).to(x.dtype).unsqueeze(-1)
         parts = [expert(x) * shares[..., e, :] for e, expert in enumerate(self.experts)]
-        return functools.reduce(torch.add, parts)
+        x = functools.reduce(torch.add, parts)
+        return x if self.summed else self.parallel.reduce(x)
 
 
 def choose_experts(scores: Tensor, chosen: int) -> Tensor:
@@ -127,74 +114,6 @@ def choose_experts(scores: Tensor, chosen: int) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-class Attention(nn.Module):
-    """Grouped-query attention over the shared context and each sample's suffix.
-
-    What layer `layer` sees of them is the config's `window(layer)`.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        kernels: str,
-        target: str,
-    ) -> None:
-        super().__init__()
-        self.h, self.g, self.d = config.h, config.g, config.d
-        self.attend: dict[str, Any] = {  # options of the operators
-            "scale": config.scale,
-            "window": config.window(layer),
-            "softcap": config.attention_softcap,
-            "kernels": kernels,
-            "target": target,
-        }
-        size, bias = config.hidden_size, config.qkv_bias
-        q_size, kv_size = config.h * config.d, config.g * config.d
-        self.q_proj = nn.Linear(size, q_size, bias=bias, dtype=dtype, device=device)
-        self.k_proj = nn.Linear(size, kv_size, bias=bias, dtype=dtype, device=device)
-        self.v_proj = nn.Linear(size, kv_size, bias=bias, dtype=dtype, device=device)
-        self.o_proj = nn.Linear(q_size, size, bias=config.o_bias, dtype=dtype, device=device)
-        self.q_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
-        self.k_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
-        self.cache = KVCache()
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Prefill | Decode) -> Tensor:
-        """Attends from `x` [1, S, hidden] or [G, r, n, hidden]; `cos`, `sin` as `rope.rotate`'s."""
-        q = self.q_norm(self.q_proj(x).unflatten(-1, (self.h, self.d)))  # [..., h, d]
-        k = self.k_norm(self.k_proj(x).unflatten(-1, (self.g, self.d)))  # [..., g, d]
-        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        v = self.v_proj(x).unflatten(-1, (self.g, self.d))  # [..., g, d]
-        k, v = k.flatten(0, -3), v.flatten(0, -3)  # [tokens, g, d]
-        if isinstance(step, Prefill):
-            o = self._prefill(q, k, v, step)
-        else:
-            o = self._decode(q, k, v, step)
-        return self.o_proj(o.flatten(-2))
-
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, step: Prefill) -> Tensor:
-        k = k.permute(1, 2, 0).contiguous()  # [g, d, S]
-        v = v.transpose(0, 1).contiguous()  # [g, S, d]
-        self.cache.write_context(k, v, step.slots)
-        return flash_attention(q, k, v, **self.attend)  # [1, S, h, d]
-
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Decode) -> Tensor:
-        cache = self.cache
-        cache.write_suffix(k.transpose(0, 1), v.transpose(0, 1), step.rows)  # [g, G*r*n, d]
-        return bifurcated_attention(
-            q,
-            cache.k_ctx,
-            cache.v_ctx,
-            cache.k_suf,
-            cache.v_suf,
-            step.context_len,
-            step.suffix_len,
-            **self.attend,
-        )  # [G, r, n, h, d]
-
-
 class Layer(nn.Module):
     """One transformer layer, norms first, and behind too where the config says so."""
 
@@ -204,6 +123,8 @@ class Layer(nn.Module):
         layer: int,
         dtype: torch.dtype,
         device: torch.device,
+        parallel: TensorParallel,
+        replicas: TensorParallel | None,
         kernels: str,
         target: str,
     ) -> None:
@@ -211,11 +132,13 @@ class Layer(nn.Module):
         size, behind = config.hidden_size, config.output_norms
         self.residual_multiplier = config.residual_multiplier
         self.attention_norm = RMSNorm(config, size, dtype, device)
-        self.self_attn = Attention(config, layer, dtype, device, kernels, target)
+        self.self_attn = Attention(
+            config, layer, dtype, device, parallel, replicas, kernels, target
+        )
         self.attention_output_norm = norm_or_nothing(behind, config, size, dtype, device)
         self.mlp_norm = RMSNorm(config, size, dtype, device)
         feed_forward = Experts if config.experts else MLP
-        self.mlp = feed_forward(config, dtype, device)
+        self.mlp = feed_forward(config, dtype, device, parallel)
         self.mlp_output_norm = norm_or_nothing(behind, config, size, dtype, device)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Prefill | Decode) -> Tensor:
@@ -224,13 +147,6 @@ class Layer(nn.Module):
         x = x + scaled(self.attention_output_norm(attended), self.residual_multiplier)
         fed = self.mlp(self.mlp_norm(x))
         return x + scaled(self.mlp_output_norm(fed), self.residual_multiplier)
-
-
-def norm_or_nothing(
-    wanted: bool, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    """A norm over `size` elements, or a module that passes its input and holds no weight."""
-    return RMSNorm(config, size, dtype, device) if wanted else nn.Identity()
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
@@ -243,17 +159,25 @@ class CausalLM(nn.Module):
 
     For inference: no parameter asks for a gradient. Call `allocate` before the first `forward`.
 
+    At tp ranks each holds a part of the weights (`shards`) and of the cache, and all of them call
+    `forward` with the same inputs and get the same logits.
+
     Args:
         config: sizes and options.
         dtype: of weights, activations and cache; torch.float32 or torch.bfloat16.
         device: where it lives; "meta" gives a shape without storage.
         kernels: "auto", "nki" or "torch", handed to the attention operators.
         target: core generation that NKI kernels are simulated for on a CPU.
+        parallel: the ranks that share the network, and which of them this is.
+        kv_split: what ranks that read the same key/value head (tp above g) hold of the context:
+            "positions", each a part of them, or "replicate", each all of them.
 
     Raises:
-        InputError: kernels is "nki", and the NKI kernels do not have what the config needs.
+        InputError: heads cannot be split over that many ranks; kernels is "nki", and the NKI
+            kernels do not have what the config needs.
     """
 
+    embed_tokens: Any  # the ParallelEmbedding of one library or the other
     rope_cos: Tensor
     rope_sin: Tensor
 
@@ -265,27 +189,35 @@ class CausalLM(nn.Module):
         device: torch.device | str = "cpu",
         kernels: str = "auto",
         target: str = "trn1",
+        parallel: TensorParallel = SINGLE,
+        kv_split: KVSplit = "positions",
     ) -> None:
         super().__init__()
+        check_kv_split(kv_split)
+        self.heads = split_heads(config, parallel.size, parallel.rank)
         if kernels == "nki":
             for layer in range(config.layers):
                 validate_for_kernels(config.d, config.window(layer), config.attention_softcap)
         device = torch.device(device)
-        self.config = config
+        self.config, self.parallel = config, parallel
         self.shape: CacheShape | None = None
+        self.parts = self.heads.replicas if kv_split == "positions" else 1
+        replicas = parallel.subgroup(self.parts) if self.parts > 1 else None
         vocab, size = config.vocab_size, config.hidden_size
         # As the checkpoint's own code rounds it: a square root, in bfloat16 (Gemma 2).
         self.embedding_multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
-        self.embed_tokens = nn.Embedding(vocab, size, dtype=dtype, device=device)
+        self.embed_tokens = parallel.embedding(vocab, size, dtype, device)
         self.layers = nn.ModuleList(
-            Layer(config, layer, dtype, device, kernels, target) for layer in range(config.layers)
+            Layer(config, layer, dtype, device, parallel, replicas, kernels, target)
+            for layer in range(config.layers)
         )
         self.norm = RMSNorm(config, size, dtype, device)
-        self.lm_head = nn.Linear(size, vocab, bias=False, dtype=dtype, device=device)
+        self.lm_head = parallel.column(size, vocab, False, dtype, device)
         self.tie_weights()
         self.register_buffer("rope_cos", None, persistent=False)
         self.register_buffer("rope_sin", None, persistent=False)
         self.requires_grad_(False)
+        self.eval()
 
     def tie_weights(self) -> None:
         """Makes the head the embedding, where the config ties them."""
@@ -295,32 +227,46 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed_tokens.weight.device
+        device: torch.device = self.embed_tokens.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, activations and cache."""
-        return self.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.embed_tokens.weight.dtype
+        return dtype
+
+    def shards(self) -> dict[str, Shard]:
+        """The part of a checkpoint's weight that each weight here is, by its name here."""
+        return shards(self, self.config, self.parallel.size, self.parallel.rank)
 
     def caches(self) -> list[KVCache]:
         """The cache of each layer, first to last."""
         return [layer.self_attn.cache for layer in self.layers]  # type: ignore[union-attr, misc]
 
     def allocate(self, shape: CacheShape) -> None:
-        """Makes the cache and the rope tables for `shape`; what was cached before is lost."""
+        """Makes the cache and the rope tables for `shape`; what was cached before is lost.
+
+        Of S_ctx context slots a rank has its part, rounded up.
+        """
         self.shape = shape
+        mine = replace(shape, S_ctx=self._context_slots(shape))
         for cache in self.caches():
-            cache.allocate(shape, self.config.g, self.config.d, self.dtype, self.device)
+            cache.allocate(mine, self.heads.g, self.config.d, self.dtype, self.device)
         cos, sin = rope.tables(self.config.rope, self.config.d, shape.S_ctx + shape.S_dec)
         self.rope_cos, self.rope_sin = cos.to(self.device), sin.to(self.device)
+        if self.parallel.size > 1:
+            rank = torch.tensor([self.parallel.rank], dtype=torch.int32, device=self.device)
+            self.embed_tokens.rank_util.rank = nn.Parameter(rank, requires_grad=False)
 
     def copy_context(self, source: int, targets: Sequence[int]) -> None:
         """Gives groups `targets` a copy of the context that group `source` was prefilled with."""
+        slots = self._context_slots(self._allocated())
         for cache in self.caches():
-            cache.copy_context(self._allocated().S_ctx, source, targets)
+            cache.copy_context(slots, source, targets)
 
     def cache_bytes(self) -> int:
-        """Bytes that the keys and values of all layers occupy, free slots included."""
+        """Bytes that this rank's keys and values of all layers occupy, free slots included."""
         return sum(cache.nbytes() for cache in self.caches())
 
     def forward(
@@ -341,6 +287,17 @@ class CausalLM(nn.Module):
         Raises:
             InputError: tokens of another shape than the allocated cache takes.
         """
+        logits = self.local_logits(tokens, context_len, suffix_len, group)
+        gathered = self.parallel.gather(logits, logits.dim() - 1)
+        return gathered[..., : self.config.vocab_size]
+
+    def local_logits(
+        self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: Tensor
+    ) -> Tensor:
+        """This rank's part of the logits, of ceil(vocab / tp) tokens; see `forward`.
+
+        Those of tokens that only pad the vocabulary are MASK.
+        """
         if tokens.dim() == 2:
             return self._prefill(tokens, context_len, group)
         return self._decode(tokens, context_len, suffix_len)
@@ -354,8 +311,7 @@ class CausalLM(nn.Module):
                 f"most S_ctx = {shape.S_ctx}"
             )
         positions = torch.arange(S, dtype=torch.int32, device=tokens.device)[None]  # [1, S]
-        slots = (group * shape.S_ctx + positions[0]).long()  # [S]
-        x = self._run(tokens, positions, Prefill(slots))  # [1, S, hidden]
+        x = self._run(tokens, positions, self._kept(positions[0], group))  # [1, S, hidden]
         last = context_len.index_select(0, group) - 1  # [1]
         x = x.index_select(1, last.clamp(0, S - 1))[0]  # [1, hidden]
         return self._logits(x)
@@ -375,9 +331,49 @@ class CausalLM(nn.Module):
         row = torch.arange(shape.rows, dtype=torch.int32, device=tokens.device)
         rows = row.view(shape.G, shape.r, 1) * shape.S_dec + index  # [G, r, n]
         positions = context_len[:, None, None] + index  # [G, r, n]
-        step = Decode(rows.flatten().long(), context_len, suffix_len)
+        part = self._part(context_len, suffix_len) if self.parts > 1 else None
+        step = Decode(rows.flatten().long(), context_len, suffix_len, part)
         x = self._run(tokens, positions, step)  # [G, r, n, hidden]
         return self._logits(x)
+
+    def _kept(self, positions: Tensor, group: Tensor) -> Prefill:
+        """Where the keys of prompt `positions` i32[S] go."""
+        shape = self._allocated()
+        if self.parts == 1:
+            return Prefill((group * shape.S_ctx + positions).long())
+        stored = self._context_slots(shape)
+        slots = torch.arange(stored, dtype=torch.int32, device=positions.device)
+        # Slots behind the prompt's end get its last key: they are dead.
+        kept = (self._replica() * stored + slots).clamp(max=positions.shape[0] - 1)
+        return Prefill((group * stored + slots).long(), kept.long())
+
+    def _part(self, context_len: Tensor, suffix_len: Tensor) -> ContextPart:
+        """What this rank sees, where it holds a block of the context's positions."""
+        shape, replica = self._allocated(), self._replica()
+        stored = self._context_slots(shape)
+        behind = context_len - replica * stored  # [G], context from the block's start to its end
+        row = torch.arange(shape.rows, dtype=torch.int32, device=suffix_len.device)
+        mine = (row % self.parts == replica).view(shape.G, shape.r)
+        heads = torch.arange(self.heads.h, dtype=torch.int32, device=suffix_len.device)
+        return ContextPart(
+            context_len=behind.clamp(0, stored),
+            suffix_len=torch.where(mine, suffix_len, torch.zeros_like(suffix_len)),
+            query_position=behind[:, None] + suffix_len - 1,
+            heads=(replica * self.heads.h + heads).long(),
+        )
+
+    def _replica(self) -> Tensor:
+        """Which of the ranks that share its key/value head this one is, i32[1]."""
+        return self._rank() % self.parts
+
+    def _rank(self) -> Tensor:
+        """i32[1], at tp > 1: a tensor, because all ranks run one traced graph on Neuron devices."""
+        rank: Tensor = self.embed_tokens.rank_util.get_rank()
+        return rank
+
+    def _context_slots(self, shape: CacheShape) -> int:
+        """Context slots of a group that this rank has."""
+        return -(-shape.S_ctx // self.parts)
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Prefill | Decode) -> Tensor:
         cos = F.embedding(positions, self.rope_cos).unsqueeze(-2)  # [..., 1, rotated/2]
@@ -388,10 +384,16 @@ class CausalLM(nn.Module):
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.lm_head(self.norm(x)).float()  # [..., vocab]
+        logits = self.lm_head(self.norm(x)).float()  # [..., ceil(vocab / tp)]
         logits = scaled(logits, 1.0 / self.config.logit_divisor)
-        cap = self.config.final_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        if self.config.final_softcap is not None:
+            cap = self.config.final_softcap
+            logits = cap * torch.tanh(logits / cap)
+        count = logits.shape[-1]
+        if count * self.parallel.size == self.config.vocab_size:
+            return logits
+        tokens = self._rank() * count + torch.arange(count, dtype=torch.int32, device=logits.device)
+        return torch.where(tokens < self.config.vocab_size, logits, MASK)
 
     def _allocated(self) -> CacheShape:
         if self.shape is None:

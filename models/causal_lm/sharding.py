@@ -1,0 +1,151 @@
+"""How a network is split over tp ranks: which degrees are possible, and which part a rank holds.
+
+Query heads are split evenly. Key/value heads are split too while there are at least tp of them;
+beyond that `replicas` consecutive ranks read the same one. Vocabulary and feed-forward layers are
+split evenly and padded with zeros where they do not divide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.causal_lm.config import ModelConfig
+from nki_kernels.errors import InputError
+
+KVSplit = Literal["positions", "replicate"]
+"""What the ranks that read the same key/value head hold of its context: each a part of the
+positions, or each all of them."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The part of attention that a rank computes.
+
+    Attributes:
+        h: query heads.
+        g: key/value heads.
+        first: the first of them.
+        replicas: ranks that read the same key/value heads.
+    """
+
+    h: int
+    g: int
+    first: int
+    replicas: int
+
+
+def legal_degrees(config: ModelConfig) -> list[int]:
+    """The degrees that heads can be split by."""
+    h, g = config.h, config.g
+    return [tp for tp in range(1, h + 1) if h % tp == 0 and (g % tp == 0 or tp % g == 0)]
+
+
+def check_degree(config: ModelConfig, tp: int) -> None:
+    """Refuses a degree that heads cannot be split by.
+
+    Raises:
+        InputError: naming the degrees that are possible.
+    """
+    legal = legal_degrees(config)
+    if tp not in legal:
+        raise InputError(
+            f"tp is {tp}; {config.h} query heads and {config.g} key/value heads can be split over "
+            f"{', '.join(map(str, legal))} ranks"
+        )
+
+
+def check_kv_split(kv_split: str) -> None:
+    """Refuses an unknown way.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    if kv_split not in get_args(KVSplit):
+        raise InputError(f"kv_split is {kv_split!r}; it must be {' or '.join(get_args(KVSplit))}")
+
+
+def split_heads(config: ModelConfig, tp: int, rank: int) -> Heads:
+    """What rank `rank` of `tp` computes.
+
+    Raises:
+        InputError: see `check_degree`.
+    """
+    check_degree(config, tp)
+    g = max(config.g // tp, 1)
+    replicas = max(tp // config.g, 1)
+    return Heads(h=config.h // tp, g=g, first=rank // replicas * g, replicas=replicas)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a checkpoint's weight that a rank holds.
+
+    Attributes:
+        whole: shape of the weight.
+        dim: the dimension that is split; None when the rank holds all of it.
+        start: first index of the part in that dimension.
+        stop: behind its last. What lies at or beyond the end of the weight is zero.
+    """
+
+    whole: tuple[int, ...]
+    dim: int | None = None
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the part."""
+        if self.dim is None:
+            return self.whole
+        return (*self.whole[: self.dim], self.stop - self.start, *self.whole[self.dim + 1 :])
+
+    def take(self, weight: Tensor) -> Tensor:
+        """The part of `weight` [whole], in memory of its own."""
+        if self.dim is None:
+            return weight.clone()
+        size = self.whole[self.dim]
+        start, stop = min(self.start, size), min(self.stop, size)
+        part = weight.narrow(self.dim, start, stop - start)
+        missing = (self.stop - self.start) - (stop - start)
+        behind = [0, 0] * (weight.dim() - 1 - self.dim)  # F.pad counts from the last dimension
+        return F.pad(part, [*behind, 0, missing]) if missing else part.clone()
+
+
+# The projections whose outputs are split, and those whose inputs are.
+_COLUMNS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head"}
+_ROWS = {"o_proj", "down_proj"}
+
+
+def shards(network: nn.Module, config: ModelConfig, tp: int, rank: int) -> dict[str, Shard]:
+    """The part that each of `network`'s weights is, by its name; a tied weight has one name."""
+    heads = split_heads(config, tp, rank)
+    wholes = {
+        "q_proj": config.h * config.d,
+        "k_proj": config.g * config.d,
+        "v_proj": config.g * config.d,
+        "o_proj": config.h * config.d,
+        "gate_proj": config.intermediate_size,
+        "up_proj": config.intermediate_size,
+        "down_proj": config.intermediate_size,
+        "embed_tokens": config.vocab_size,
+        "lm_head": config.vocab_size,
+    }
+    found = {}
+    for name, weight in network.named_parameters():
+        *_, module, kind = name.split(".")
+        if module == "rank_util":
+            continue  # the rank itself
+        dim = 0 if module in _COLUMNS else 1 if module in _ROWS and kind == "weight" else None
+        shape = list(weight.shape)
+        if dim is None:
+            found[name] = Shard(tuple(shape))
+            continue
+        length = shape[dim]
+        start = heads.first * config.d if module in ("k_proj", "v_proj") else rank * length
+        shape[dim] = wholes[module]
+        found[name] = Shard(tuple(shape), dim, start, start + length)
+    return found

@@ -1,0 +1,60 @@
+"""Joining the processes that `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from models.parallel import neuron
+from models.parallel.state import SINGLE, TensorParallel
+from nki_kernels.errors import InputError
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xla": "xla"}
+
+
+def start(tp: int, device: torch.device | str = "cpu") -> TensorParallel:
+    """The state of parallelism of this process; at tp = 1 nothing is started.
+
+    Layers are neuronx-distributed's where it runs the devices (see `neuron.runs_the_devices`), and
+    ours otherwise: over gloo on a CPU, over NCCL on CUDA. A process group that exists already is
+    used.
+
+    Args:
+        tp: how many processes there must be.
+        device: of the weights.
+
+    Raises:
+        InputError: tp is below 1, or torchrun started another number of processes.
+    """
+    if tp < 1:
+        raise InputError(f"tp is {tp}; it must be 1 or more")
+    if tp == 1 and "WORLD_SIZE" not in os.environ:
+        return SINGLE
+    there = int(os.environ.get("WORLD_SIZE", "1"))
+    if there != tp:
+        raise InputError(
+            f"tp is {tp}, and there are {there} processes: "
+            f"torchrun --nproc-per-node {tp} ... --tp {tp}"
+        )
+    if tp == 1:
+        return SINGLE
+    kind = torch.device(device).type
+    if not dist.is_initialized():
+        if kind == "cuda":
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group(BACKENDS[kind])
+    if neuron.runs_the_devices(kind):
+        from neuronx_distributed.parallel_layers import parallel_state
+
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
+        return neuron.from_neuronx_distributed()
+    world = dist.group.WORLD
+    assert world is not None
+    return TensorParallel(world)
+
+
+def local_rank() -> int:
+    """Which of this host's processes this is; its accelerator has the same number."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,103 @@
+"""Which part of which weight a rank holds, without any process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.causal_lm import CacheShape, CausalLM
+from models.causal_lm.sharding import Shard, legal_degrees, split_heads
+from models.parallel import Ranks, TensorParallel
+from nki_kernels.errors import InputError
+from tests.models import tiny
+
+pytestmark = pytest.mark.null
+
+BIASED = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": True}
+
+
+def rank(index: int, tp: int) -> TensorParallel:
+    return TensorParallel(Ranks(index, tp))
+
+
+@pytest.mark.parametrize(
+    ("h", "g", "legal"),
+    [
+        (32, 8, [1, 2, 4, 8, 16, 32]),
+        (32, 32, [1, 2, 4, 8, 16, 32]),
+        (12, 2, [1, 2, 4, 6, 12]),
+        (12, 4, [1, 2, 4, 12]),
+        (12, 3, [1, 3, 6, 12]),
+        (6, 1, [1, 2, 3, 6]),
+    ],
+)
+def test_legal_degrees(h: int, g: int, legal: list[int]) -> None:
+    assert legal_degrees(replace(tiny.CONFIG, h=h, g=g)) == legal
+
+
+def test_an_illegal_degree_is_told_without_weights() -> None:
+    message = "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4 ranks"
+    with pytest.raises(InputError, match=message):
+        CausalLM(tiny.CONFIG, device="meta", parallel=rank(0, 3))
+    with pytest.raises(InputError, match="kv_split is 'halves'; it must be positions or replicate"):
+        CausalLM(tiny.CONFIG, kv_split="halves")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tp", [1, 3, 6, 12])
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_make_up_each_weight(tp: int, tied: bool) -> None:
+    """Every element is on some rank, in its place; beyond the end are zeros."""
+    config = replace(tiny.CONFIG, h=12, g=3, tie_word_embeddings=tied, experts=2, **BIASED)
+    config = replace(config, experts_per_token=1)
+    whole = CausalLM(config)
+    tiny.randomise(whole.named_parameters())
+    weights = dict(whole.named_parameters())
+    networks = [CausalLM(config, device="meta", parallel=rank(r, tp)) for r in range(tp)]
+    every = [network.shards() for network in networks]
+    for network, shards in zip(networks, every, strict=True):
+        own = {n: p for n, p in network.named_parameters() if "rank_util" not in n}
+        assert shards.keys() == own.keys() == weights.keys()
+        assert {n: s.shape for n, s in shards.items()} == {n: p.shape for n, p in own.items()}
+    for name, weight in weights.items():
+        parts = [shards[name] for shards in every]
+        assert {part.whole for part in parts} == {tuple(weight.shape)}
+        if parts[0].dim is None:
+            assert tp == 1 or "norm" in name or "router" in name or name.endswith("_proj.bias")
+            assert all(torch.equal(part.take(weight), weight) for part in parts)
+            continue
+        dim, seen = parts[0].dim, torch.zeros_like(weight)
+        for part in parts:
+            taken = part.take(weight)
+            live = max(min(part.stop, weight.shape[dim]) - part.start, 0)
+            assert taken.narrow(dim, live, taken.shape[dim] - live).count_nonzero() == 0
+            seen.narrow(dim, min(part.start, weight.shape[dim]), live).copy_(
+                taken.narrow(dim, 0, live)
+            )
+        assert torch.equal(seen, weight), name
+
+
+def test_heads_lie_with_the_key_value_head_that_they_read() -> None:
+    config = replace(tiny.CONFIG, h=32, g=8)
+    for tp in legal_degrees(config):
+        for r in range(tp):
+            heads = split_heads(config, tp, r)
+            readers = range(r * heads.h, (r + 1) * heads.h)
+            read = {i // config.p for i in readers}
+            assert read == set(range(heads.first, heads.first + heads.g))
+            assert heads.replicas == max(tp // 8, 1)
+
+
+def test_a_part_behind_the_end_is_zero() -> None:
+    weight = torch.arange(10.0).view(5, 2)
+    assert Shard((5, 2), 0, 6, 8).take(weight).tolist() == [[0, 0], [0, 0]]
+    assert Shard((5, 2), 0, 4, 6).take(weight).tolist() == [[8, 9], [0, 0]]
+    assert Shard((5, 2), 1, 1, 3).take(weight)[:2].tolist() == [[1, 0], [3, 0]]
+
+
+def test_a_rank_without_processes_says_so() -> None:
+    model = CausalLM(tiny.CONFIG, parallel=rank(1, 2))
+    model.allocate(CacheShape(G=1, r=1, S_ctx=4, S_dec=4))
+    with pytest.raises(InputError, match="this process has joined no group"):
+        model(tiny.int32([[1, 2]]), tiny.int32([2]), tiny.int32([[0]]), tiny.int32([0]))

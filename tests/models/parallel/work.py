@@ -1,0 +1,138 @@
+"""What the processes of a test do: a network from its shards, run, sampled, or made wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.causal_lm import CausalLM, ModelConfig
+from models.generation import Sampling, generate
+from models.parallel import SINGLE as SINGLE
+from models.parallel import TensorParallel
+from tests.models.causal_lm.driver import Script, run
+
+Weights = Mapping[str, Tensor]
+
+
+def sharded(
+    parallel: TensorParallel, config: ModelConfig, weights: Weights, **options: Any
+) -> CausalLM:
+    """This rank's part of the network that has `weights`."""
+    model = CausalLM(config, parallel=parallel, **options)
+    parts = {name: shard.take(weights[name]) for name, shard in model.shards().items()}
+    left = model.load_state_dict(parts, strict=False)
+    assert not left.unexpected_keys
+    assert set(left.missing_keys) <= {"embed_tokens.rank_util.rank", "lm_head.weight"}
+    return model
+
+
+def logits(
+    parallel: TensorParallel,
+    config: ModelConfig,
+    weights: Weights,
+    script: Script,
+    kv_split: str = "positions",
+    fault: str | None = None,
+) -> tuple[list[Tensor], Tensor, int]:
+    """`driver.run` over poisoned caches, and the bytes of this rank's cache."""
+    model = sharded(parallel, config, weights, kv_split=kv_split)
+    if fault is not None:
+        FAULTS[fault](model)
+    return *run(model, script), model.cache_bytes()
+
+
+def tokens(
+    parallel: TensorParallel,
+    config: ModelConfig,
+    weights: Weights,
+    prompt: list[int],
+    sampling: Sampling,
+    new: int,
+) -> list[list[int]]:
+    """Of five samples."""
+    model = sharded(parallel, config, weights)
+    made = generate(model, prompt, samples=5, max_new_tokens=new, sampling=sampling, seed=3)
+    return [sample.tokens for sample in made.samples]
+
+
+def swapped_shard(model: CausalLM) -> None:
+    """Rank 0 has the up projection of rank 1, and the other way round."""
+    weight = model.layers[1].mlp.up_proj.weight
+    every = model.parallel.gather(weight.data.unsqueeze(0), 0)
+    other = {0: 1, 1: 0}.get(model.parallel.rank, model.parallel.rank)
+    weight.data.copy_(every[other])
+
+
+def missing_sum(model: CausalLM) -> None:
+    """The ranks' attention outputs are not added up."""
+    model.layers[1].self_attn.o_proj.reduce_output = False
+
+
+def wrong_head(model: CausalLM) -> None:
+    """Every rank has the first key/value head."""
+    weight = model.layers[0].self_attn.k_proj.weight
+    weight.data.copy_(model.parallel.gather(weight.data.unsqueeze(0), 0)[0])
+
+
+def wrong_block(model: CausalLM) -> None:
+    """Every replica keeps the first block of the context."""
+    model._kept = lambda positions, group: _with_replica(model, 0, "_kept", positions, group)
+
+
+def suffix_on_all(model: CausalLM) -> None:
+    """Every replica counts every sample's suffix."""
+    part = model._part
+
+    def wrong(context_len: Tensor, suffix_len: Tensor) -> Any:
+        from dataclasses import replace
+
+        return replace(part(context_len, suffix_len), suffix_len=suffix_len)
+
+    model._part = wrong
+
+
+def wrong_order(model: CausalLM) -> None:
+    """Vocabulary shards are taken for each other's."""
+    weight = model.embed_tokens.weight
+    every = model.parallel.gather(weight.data.unsqueeze(0), 0)
+    weight.data.copy_(every.flip(0)[model.parallel.rank])
+
+
+def window_from_block(model: CausalLM) -> None:
+    """A window is counted from the keys that are here, not from where the query is."""
+    for layer in model.layers:
+        attention = layer.self_attn
+        attend = attention._decode_part
+
+        def wrong(q: Tensor, part: Any, attend: Any = attend) -> Tensor:
+            from dataclasses import replace
+
+            own = part.context_len[:, None] + part.suffix_len - 1
+            return attend(q, replace(part, query_position=own.to(torch.int32)))
+
+        attention._decode_part = wrong
+
+
+def _with_replica(model: CausalLM, replica: int, method: str, *args: Any) -> Any:
+    before, model._replica = model._replica, lambda: torch.tensor([replica], dtype=torch.int32)
+    try:
+        return getattr(type(model), method)(model, *args)
+    finally:
+        model._replica = before
+
+
+FAULTS: dict[str, Callable[[CausalLM], None]] = {
+    each.__name__: each
+    for each in (
+        swapped_shard,
+        missing_sum,
+        wrong_head,
+        wrong_block,
+        suffix_on_all,
+        wrong_order,
+        window_from_block,
+    )
+}
