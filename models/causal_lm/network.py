@@ -364,10 +364,12 @@ class CausalLM(nn.Module):
 
     def _replica(self) -> Tensor:
         """Which of the ranks that share its key/value head this one is, i32[1]."""
-        return self._rank() % self.parts
+        return torch.as_tensor(self.rank()) % self.parts
 
-    def _rank(self) -> Tensor:
-        """i32[1], at tp > 1: a tensor, because all ranks run one traced graph on Neuron devices."""
+    def rank(self) -> Tensor | int:
+        """Which rank this is: 0, or at tp > 1 i32[1], for Neuron's ranks all run one graph."""
+        if self.parallel.size == 1:
+            return 0
         rank: Tensor = self.embed_tokens.rank_util.get_rank()
         return rank
 
@@ -392,7 +394,7 @@ class CausalLM(nn.Module):
         count = logits.shape[-1]
         if count * self.parallel.size == self.config.vocab_size:
             return logits
-        tokens = self._rank() * count + torch.arange(count, dtype=torch.int32, device=logits.device)
+        tokens = self.rank() * count + torch.arange(count, dtype=torch.int32, device=logits.device)
         return torch.where(tokens < self.config.vocab_size, logits, MASK)
 
     def _allocated(self) -> CacheShape:

@@ -1,9 +1,7 @@
-"""From logits and a uniform number to a token.
+"""How tokens are drawn: one setting for a request, and the draw from a row's logits on the host.
 
-Everything is a function of one row: logits fp32 [vocab] and a number u in [0, 1). Candidates stand
-in a fixed order, by logit downwards and token id upwards among equals; the token is the first at
-which their cumulative probability exceeds u times the total (inverse CDF). No generator state is
-involved, so the same logits and u give the same token on any device.
+The algorithm is `models.causal_lm.draw`'s, which decode graphs hold too. Only where top-k is off is
+the whole vocabulary put in order, by a sort; that is never done in a graph.
 """
 
 from __future__ import annotations
@@ -11,8 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from models.causal_lm.draw import (
+    MOST_CANDIDATES,
+    Candidates,
+    Settings,
+    cumulate,
+    draw,
+    find_candidates,
+)
 from nki_kernels.errors import InputError
 
 
@@ -45,6 +52,13 @@ class Sampling:
         """Whether the uniform numbers are ignored."""
         return self.temperature == 0 or self.top_k == 1
 
+    @property
+    def candidates(self) -> int | None:
+        """How many tokens a graph must find to draw one; None where it needs all of them."""
+        if self.greedy:
+            return 1
+        return self.top_k if 1 <= self.top_k <= MOST_CANDIDATES else None
+
 
 def choose(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draws one token a row.
@@ -55,38 +69,38 @@ def choose(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tenso
         sampling: how.
 
     Returns:
-        tokens i64[rows], and their log-probabilities fp32 [rows] under the model's own
+        tokens i32 [rows], and their log-probabilities fp32 [rows] under the model's own
         distribution: temperature 1, nothing cut off. That is the log p whose mean ranks answers
         (section 5.3 of arXiv 2403.08845); it does not change with the way of sampling.
     """
-    if sampling.greedy:
-        tokens = logits.argmax(dim=-1)
-    else:
-        ids, cumulative = candidates(logits, sampling)
-        # u * total < total even after rounding, because u is a multiple of 2**-24.
-        aim = u[:, None] * cumulative[:, -1:]
-        rank = (cumulative <= aim).sum(dim=-1, keepdim=True)  # [rows, 1]
-        tokens = ids.gather(1, rank.clamp(max=ids.shape[1] - 1))[:, 0]
-    logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-    return tokens, logprobs
+    return draw(_ordered(logits, sampling), u, _settings(logits, sampling))
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The candidates of each row in order, and their cumulative probability.
+    """The candidates of each row in order, and their cumulative weight.
 
     Returns:
-        ids i64 [rows, k] and cumulative fp32 [rows, k], which stays constant behind the last
+        ids i32 [rows, k] and cumulative fp32 [rows, k], which stays constant behind the last
         candidate that top-p keeps; k is top_k or the vocabulary.
     """
+    ordered = _ordered(logits, sampling)
+    return ordered.ids, cumulate(ordered.logits, _settings(logits, sampling))
+
+
+def _ordered(logits: Tensor, sampling: Sampling) -> Candidates:
+    vocab = logits.shape[-1]
+    if sampling.candidates is not None:
+        return find_candidates(logits, min(sampling.candidates, vocab), vocab)
     # A stable sort keeps equal logits in the order of their ids.
     ranked, ids = logits.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k:
-        ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
-    # From the largest downwards, so that the smallest temperature cannot overflow.
-    cumulative = ((ranked - ranked[:, :1]) / sampling.temperature).softmax(dim=-1).cumsum(dim=-1)
-    if sampling.top_p < 1:
-        # The last candidate kept is the first to reach top_p; those behind it add nothing.
-        last = (cumulative < sampling.top_p).sum(dim=-1, keepdim=True)  # [rows, 1]
-        last = last.clamp(max=ids.shape[1] - 1)
-        cumulative = cumulative.minimum(cumulative.gather(1, last))
-    return ids, cumulative
+    k = sampling.top_k or vocab
+    weight = torch.exp(ranked - ranked[:, :1]).sum(-1)
+    return Candidates(ranked[:, :k], ids[:, :k].to(torch.int32), weight)
+
+
+def _settings(logits: Tensor, sampling: Sampling) -> Settings:
+    def everywhere(value: float) -> Tensor:
+        return logits.new_full(logits.shape[:-1], value)
+
+    top_k = everywhere(sampling.top_k or logits.shape[-1]).to(torch.int32)
+    return Settings(everywhere(sampling.temperature), top_k, everywhere(sampling.top_p))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.causal_lm import CacheShape, CausalLM, RopeConfig, cache
+from models.causal_lm.decode_step import DecodeStep
 from tests.models import tiny
 from tests.models.tiny import int32
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.null
 
 SHAPE = CacheShape(G=2, r=3, S_ctx=8, S_dec=4)
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+Settings = tuple[Tensor, Tensor, Tensor, Tensor]
 
 CONTEXT_LEN = [5, 8]
 PREFILLS: list[Inputs] = [
@@ -128,6 +130,109 @@ class TestRules:
         forbidden = ("cos", "sin", "pow.Scalar", "sort", "topk", "while", "masked_fill")
         for name in operators(graphs[phase]):
             assert not name.startswith(tuple(f"aten.{word}" for word in forbidden)), name
+
+
+UNREAD: Settings = (
+    torch.zeros(2, 3, 1),
+    torch.ones(2, 3),
+    torch.ones(2, 3, dtype=torch.int32),
+    torch.ones(2, 3),
+)
+DRAWN: Settings = (
+    torch.tensor([[0.1, 0.9, 0.5], [0.0, 0.7, 0.3]]).unsqueeze(-1),
+    torch.tensor([[0.0, 1.5, 0.7], [1.0, 1.0, 2.0]]),
+    int32([[1, 4, 2], [4, 3, 4]]),
+    torch.tensor([[1.0, 0.9, 1.0], [0.5, 1.0, 0.8]]),
+)
+
+
+@pytest.fixture(scope="module")
+def drawing(options: dict[str, Any]) -> dict[str, torch.export.ExportedProgram]:
+    """The graphs of a network that draws its tokens itself."""
+    model = tiny.model(**options)
+    model.allocate(SHAPE)
+    inputs = {"prefill": (*PREFILLS[0], *UNREAD), "decode": (*DECODES[0], *DRAWN)}
+    return {
+        phase: torch.export.export(DecodeStep(copy.deepcopy(model), 4), example).run_decompositions(
+            {}
+        )
+        for phase, example in inputs.items()
+    }
+
+
+def test_drawing_graphs_equal_eager(
+    model: CausalLM, drawing: dict[str, torch.export.ExportedProgram]
+) -> None:
+    step = DecodeStep(model, 4)
+    prefill, decode = drawing["prefill"].module(), drawing["decode"].module()
+    for inputs in PREFILLS:
+        expected = step(*inputs, *UNREAD)
+        torch.testing.assert_close(prefill(*inputs, *UNREAD), expected, rtol=0, atol=1e-5)
+    written = dict(prefill.named_buffers())
+    for name, buffer in decode.named_buffers():
+        buffer.copy_(written[name])
+    for inputs in DECODES:
+        tokens, logprobs = decode(*inputs, *DRAWN)
+        expected, chances = step(*inputs, *DRAWN)
+        assert torch.equal(tokens, expected)
+        torch.testing.assert_close(logprobs, chances, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+class TestRulesOfDrawing:
+    """The same rules where the graph draws: no sort, and only rows go in and out."""
+
+    def test_states_and_inputs(self, drawing: dict, phase: str) -> None:
+        check_rules(drawing[phase])
+        signature = drawing[phase].graph_signature
+        assert len(signature.buffers_to_mutate) == 4 * tiny.CONFIG.layers
+        assert signature.user_inputs == (
+            *("tokens", "context_len", "suffix_len", "group"),
+            *("u", "temperature", "top_k", "top_p"),
+        )
+
+    def test_edges(self, drawing: dict, phase: str) -> None:
+        """Tokens and log-probabilities of b rows, 8 bytes each; no logits leave a decode graph."""
+        graph = drawing[phase]
+        outputs = set(graph.graph_signature.user_outputs)
+        shapes = {
+            node.meta["val"].dtype: tuple(node.meta["val"].shape)
+            for node in graph.graph.nodes
+            if node.name in outputs
+        }
+        if phase == "decode":
+            assert shapes == {torch.int32: (2, 3, 1), torch.float32: (2, 3, 1)}
+        else:
+            assert shapes == {torch.float32: (1, tiny.CONFIG.vocab_size)}
+
+
+def check_rules(graph: torch.export.ExportedProgram) -> None:
+    """Fails where a graph holds what no Neuron graph may.
+
+    That is a sort, a loop or branch on data, trigonometry, an integer top-k, a number wider than 32
+    bits at an edge, or infinity.
+    """
+    forbidden = (
+        "cos",
+        "sin",
+        "pow.Scalar",
+        "sort",
+        "while",
+        "cond",
+        "masked_fill",
+        "_local_scalar",
+    )
+    users = set(graph.graph_signature.user_inputs) | set(graph.graph_signature.user_outputs)
+    for node in graph.graph.nodes:
+        name = str(node.target).removeprefix("aten.").removesuffix(".default")
+        if node.op == "call_function":
+            assert not name.startswith(forbidden), name
+            assert not name.endswith("_"), name
+            assert all(abs(x) < float("inf") for x in node.args if isinstance(x, float)), node
+        if name == "topk":
+            assert node.args[0].meta["val"].dtype == torch.float32
+        if node.name in users:
+            assert node.meta["val"].dtype in (torch.int32, torch.float32)
 
 
 def operators(graph: torch.export.ExportedProgram) -> list[str]:
