@@ -6,13 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.causal_lm import CausalLM, ModelConfig
+from models.causal_lm import CacheShape, CausalLM, ModelConfig
+from models.causal_lm.decode_step import DecodeStep
+from models.causal_lm.draw import find_candidates
 from models.generation import Sampling, generate
 from models.parallel import SINGLE as SINGLE
 from models.parallel import TensorParallel
+from nki_kernels.attention_state.reference import MASK
+from tests.models import tiny
 from tests.models.causal_lm.driver import Script, run
+from tests.models.causal_lm.test_export import check_rules
 
 Weights = Mapping[str, Tensor]
 
@@ -136,3 +142,54 @@ FAULTS: dict[str, Callable[[CausalLM], None]] = {
         window_from_block,
     )
 }
+
+
+def candidates(
+    parallel: TensorParallel, logits: Tensor, k: int, swapped: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of whole `logits` [rows, vocab], of which this rank is given its part."""
+    vocab = logits.shape[-1]
+    count = -(-vocab // parallel.size)
+    padded = F.pad(logits, (0, count * parallel.size - vocab), value=MASK)
+    rank = parallel.rank
+    local = padded[:, rank * count : (rank + 1) * count]
+    told = parallel.size - 1 - rank if swapped else rank
+    found = find_candidates(local, k, vocab, parallel, tiny.int32([told]))
+    return found.logits, found.ids, found.weight
+
+
+def drawn(
+    parallel: TensorParallel, config: ModelConfig, weights: Weights, inputs: list[Any], k: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and log-probabilities of decode steps; the first of `inputs` are prefills."""
+    model = sharded(parallel, config, weights)
+    model.allocate(CacheShape(G=2, r=3, S_ctx=8, S_dec=4))
+    step = DecodeStep(model, k)
+    made = [step(*each) for each in inputs]
+    return [each for each in made if isinstance(each, tuple)]
+
+
+def exported(
+    parallel: TensorParallel, config: ModelConfig, weights: Weights, inputs: list[Any], k: int
+) -> dict[str, Any]:
+    """What the graphs of a prefill, `inputs[0]`, and of a decode step, `inputs[1]`, hold and give.
+
+    For each the operators by name, the states written, and the largest difference from eager code.
+    """
+    told = {}
+    for phase, example in zip(("prefill", "decode"), inputs, strict=True):
+        model = sharded(parallel, config, weights)
+        model.allocate(CacheShape(G=2, r=3, S_ctx=8, S_dec=4))
+        step = DecodeStep(model, k)
+        step(*inputs[0])  # something to read
+        graph = torch.export.export(step, example).run_decompositions({})
+        check_rules(graph)
+        made, expected = graph.module()(*example), step(*example)
+        if isinstance(made, Tensor):
+            made, expected = [made], [expected]
+        told[phase] = (
+            [str(node.target) for node in graph.graph.nodes if node.op == "call_function"],
+            sorted(graph.graph_signature.buffers_to_mutate.values()),
+            max(float((a - b).abs().max()) for a, b in zip(made, expected, strict=True)),
+        )
+    return told
