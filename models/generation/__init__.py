@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from models.generation.generator import Generator, Network
+from models.generation.draft_model import DraftModel, check_draft
+from models.generation.drafts import Drafter, PromptLookup, Speculation
+from models.generation.generator import Generator
+from models.generation.network import Network
 from models.generation.ranking import Ranked, pass_at_k, pass_at_top, rank
 from models.generation.requests import Answers, Request, Sample, Token, check_request
 from models.generation.results import Generation, Progress, Timings
@@ -15,19 +18,24 @@ from models.generation.voting import vote
 
 __all__ = [
     "Answers",
+    "DraftModel",
+    "Drafter",
     "Generation",
     "Generator",
     "Network",
     "Occupancy",
     "Progress",
+    "PromptLookup",
     "Ranked",
     "Request",
     "Sample",
     "Sampling",
+    "Speculation",
     "Timings",
     "Token",
     "Traffic",
     "Way",
+    "check_draft",
     "check_request",
     "check_stop",
     "generate",

@@ -12,50 +12,33 @@ its logits): they depend on the prompt, and on (seed, sample, step).
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from models.causal_lm import CacheShape, ModelConfig
+from models.causal_lm import CacheShape
 from models.generation import traffic
-from models.generation.requests import Answers, Request, Token, check_fit, check_request
+from models.generation.drafts import Speculation
+from models.generation.network import Network, call
+from models.generation.requests import (
+    Answers,
+    FinishReason,
+    Request,
+    Token,
+    check_fit,
+    check_request,
+)
 from models.generation.results import Generation, Progress, ProgressCallback, Timings
-from models.generation.sampling import Sampling, choose
+from models.generation.sampling import Sampling, choose_each
 from models.generation.schedule import admit
 from models.generation.slots import Group, Live, Occupancy, Slots
 from models.generation.stopping import Detokenise, check_stop, final_text, finish_reason
 from nki_kernels.errors import InputError
-
-
-class Network(Protocol):
-    """What the generator needs of a model; `models.causal_lm.CausalLM` has it."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the cache."""
-
-    def allocate(self, shape: CacheShape) -> None:
-        """Makes the cache."""
-
-    def copy_context(self, source: int, targets: Sequence[int]) -> None:
-        """Copies a group's context."""
-
-    def __call__(
-        self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: Tensor
-    ) -> Tensor:
-        """Prefill or decode; see `CausalLM.forward`."""
 
 
 class Generator:
@@ -68,12 +51,18 @@ class Generator:
     exception ends halfway (a keyboard interrupt, a callback that raises) can be taken again, and
     the tokens are the same.
 
+    With `speculation`, a step also verifies drafts: row by row, as many tokens as the model itself
+    draws, one after the other, with the random numbers of their positions. So drafts save steps and
+    change no token. Each row goes on by its own number of tokens, and keys of drafts that were not
+    taken are overwritten.
+
     Args:
         model: the network; its cache is allocated here and must not be shared with another
             generator.
         shape: of the cache. Rows that are not needed stay free.
         eos_token_ids: tokens that end an answer.
         detokenise: from tokens to text; needed for stop strings and `Sample.text`.
+        speculation: where drafts come from, and how many.
     """
 
     def __init__(
@@ -82,15 +71,19 @@ class Generator:
         shape: CacheShape,
         eos_token_ids: Sequence[int] = (),
         detokenise: Detokenise | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.model = model
         self.shape = shape
         self.eos = frozenset(eos_token_ids)
         self.detokenise = detokenise
+        self.speculation = speculation
         self.slots = Slots(shape)
         self.occupancy = Occupancy(shape)
         self._queue: list[Answers] = []  # requests with samples that go on, oldest first
         model.allocate(shape)
+        if speculation is not None:
+            speculation.drafter.allocate(shape)
 
     def check(self, request: Request) -> None:
         """Refuses a request that could never be answered.
@@ -103,7 +96,8 @@ class Generator:
         if request.groups is not None and request.groups < 1:
             raise InputError(f"groups is {request.groups}; a request needs at least 1")
         check_stop(request.stop, self.detokenise, config.vocab_size)
-        check_fit(self.shape, len(request.prompt), request.max_new_tokens)
+        drafts = self.speculation.draft_tokens if self.speculation else 0
+        check_fit(self.shape, len(request.prompt), request.max_new_tokens, drafts)
 
     def submit(self, request: Request) -> Answers:
         """Puts a request at the end of the queue.
@@ -211,7 +205,7 @@ class Generator:
             while not answers.done:
                 self._decode()
                 step += 1
-                report("decode", step)
+                report("decode", max(len(sample.tokens) for sample in answers.samples))
             ended = time.perf_counter()
         finally:
             self.cancel(answers)
@@ -220,7 +214,13 @@ class Generator:
         timings = Timings(prefilled - start, ended - prefilled, step - 1, sum(lengths) - samples)
         config, itemsize = self.model.config, self.model.dtype.itemsize
         moved = traffic.measure(
-            config, itemsize, len(prompt), lengths, self.shape.S_ctx, self.shape.S_dec
+            config,
+            itemsize,
+            len(prompt),
+            lengths,
+            self.shape.S_ctx,
+            self.shape.S_dec,
+            [sample.drafts for sample in answers.samples],
         )
         return Generation(answers.samples, self.shape, timings, moved)
 
@@ -246,59 +246,110 @@ class Generator:
             group.logits = source.logits
             self.occupancy.copies += 1
         else:
-            tokens = torch.zeros(1, self.shape.S_ctx, dtype=torch.int32)
-            tokens[0, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
-            context_len = self.slots.context_len()
+            tokens, context_len = self.slots.prefill(prompt), self.slots.context_len()
             context_len[group.index] = len(prompt)
-            suffix_len = torch.zeros(self.shape.G, self.shape.r, dtype=torch.int32)
-            group.logits = self._call(tokens, context_len, suffix_len, group.index)
+            group.logits = self._call(tokens, context_len, self.slots.no_suffix(), group.index)
             self.occupancy.prefills += 1
             self.occupancy.prompt_tokens += len(prompt)
         group.prompt = prompt
 
     def _decode(self) -> None:
-        """A token for every row in use."""
-        live = [(row, live) for row, _, live in self.slots.live()]
+        """A token for every row in use, and those of its drafts that the model draws too."""
+        live = {row: live for row, _, live in self.slots.live()}
         if not live:
             return
-        context_len, (tokens, suffix_len) = self.slots.context_len(), self.slots.step()
-        logits = self._call(tokens, context_len, suffix_len, 0).flatten(0, 2)  # [G*r, vocab]
-        self.occupancy.count_step(len(live), context_len, suffix_len)
-        if len(live) < len(logits):
-            logits = logits[torch.tensor([row for row, _ in live], device=logits.device)]
-        self._draw([each for _, each in live], logits)
+        drafts = self._propose(live)
+        context_len = self.slots.context_len()
+        if drafts and self.speculation is not None:
+            fed = {
+                row: [each.sample.tokens[-1], *drafts.get(row, ())] for row, each in live.items()
+            }
+            tokens, suffix_len = self.slots.feed(
+                {row: (len(live[row].sample.tokens) - 1, each) for row, each in fed.items()},
+                self.speculation.draft_tokens + 1,
+            )
+        else:
+            tokens, suffix_len = self.slots.step()
+        logits = self._call(tokens, context_len, suffix_len, 0).flatten(0, 1)  # [G*r, n, vocab]
+        lengths = [len(each.sample.tokens) + len(drafts.get(row, ())) for row, each in live.items()]
+        self.occupancy.count_step(lengths, context_len)
+        at = [
+            row * logits.shape[1] + t for row in live for t in range(1 + len(drafts.get(row, ())))
+        ]
+        logits = logits.flatten(0, 1)  # [G*r*n, vocab]
+        if len(at) < len(logits):
+            logits = logits[torch.tensor(at, device=logits.device)]
+        self._draw(list(live.values()), logits, [drafts.get(row, []) for row in live])
         self._settle()
 
-    def _call(self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: int) -> Tensor:
-        device = self.model.device
-        return self.model(
-            tokens.to(device),
-            context_len.to(device),
-            suffix_len.to(device),
-            torch.tensor([group], dtype=torch.int32, device=device),
-        )
+    def _propose(self, live: Mapping[int, Live]) -> dict[int, list[int]]:
+        """Drafts by row, none where the last token is about to be drawn."""
+        if self.speculation is None:
+            return {}
+        most = {}
+        for row, each in live.items():
+            left = each.answers.request.max_new_tokens - len(each.sample.tokens) - 1
+            most[row] = min(left, self.speculation.draft_tokens)
+        return self.speculation.drafter.propose(self.slots, most)
 
-    def _draw(self, live: Sequence[Live], logits: Tensor) -> None:
-        """Gives each sample its next token, from its row of `logits` [len(live), vocab]."""
-        alike: dict[Sampling, list[int]] = {}
-        for i, each in enumerate(live):
-            alike.setdefault(each.answers.request.sampling, []).append(i)
-        for sampling, at in alike.items():
-            mine = logits if len(alike) == 1 else logits[torch.tensor(at, device=logits.device)]
-            u = np.array([live[i].u[len(live[i].sample.tokens)] for i in at], dtype=np.float32)
-            tokens, logprobs = choose(mine, torch.from_numpy(u).to(mine.device), sampling)
-            drawn = zip(at, tokens.tolist(), logprobs.tolist(), strict=True)
-            for i, token, logprob in drawn:
-                sample = live[i].sample
-                if not np.isfinite(logprob):
-                    raise InputError(
-                        f"the model's logits are not finite at token {len(sample.tokens)} of "
-                        f"sample {sample.index}; its weights are damaged or {self.model.dtype} is "
-                        "too narrow"
-                    )
-                # The token last: it is what says how far the sample has come.
-                sample.logprobs[len(sample.tokens) :] = [logprob]
-                sample.tokens.append(token)
+    def _call(self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: int) -> Tensor:
+        return call(self.model, tokens, context_len, suffix_len, group)
+
+    def _draw(
+        self,
+        live: Sequence[Live],
+        logits: Tensor,
+        drafts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Gives each sample its next tokens.
+
+        Args:
+            live: the samples.
+            logits: fp32 [rows, vocab], for each sample a row, and one more behind each draft.
+            drafts: of each sample; by default none.
+        """
+        drafts = drafts or [()] * len(live)
+        u, samplings = [], []
+        for each, draft in zip(live, drafts, strict=True):
+            length = len(each.sample.tokens)
+            u += each.u[length : length + 1 + len(draft)].tolist()
+            samplings += [each.answers.request.sampling] * (1 + len(draft))
+        tokens, logprobs = choose_each(logits, u, samplings)
+        drawn = iter(zip(tokens, logprobs, strict=True))
+        for each, draft in zip(live, drafts, strict=True):
+            self._take(each, list(itertools.islice(drawn, 1 + len(draft))), draft)
+
+    def _take(self, live: Live, drawn: Sequence[tuple[int, float]], draft: Sequence[int]) -> None:
+        """Adds to a sample the tokens drawn for it up to the first that its draft did not foresee.
+
+        Those behind it were computed after other tokens than the sample has.
+        """
+        sample, accepted = live.sample, 0
+        for t, (token, logprob) in enumerate(drawn):
+            if not math.isfinite(logprob):
+                raise InputError(
+                    f"the model's logits are not finite at token {len(sample.tokens)} of sample "
+                    f"{sample.index}; its weights are damaged or {self.model.dtype} is too narrow"
+                )
+            # The token last: it is what says how far the sample has come.
+            sample.logprobs[len(sample.tokens) :] = [logprob]
+            sample.tokens.append(token)
+            if t == len(draft) or token != draft[t]:
+                break
+            accepted += 1
+            sample.finish = self._finish_reason(live)
+            if sample.finish is not None:
+                break
+        if self.speculation is not None and len(sample.tokens) > 1:
+            sample.drafts.append((len(draft), accepted))
+            self.occupancy.proposed += len(draft)
+            self.occupancy.accepted += accepted
+
+    def _finish_reason(self, live: Live) -> FinishReason | None:
+        request = live.answers.request
+        return finish_reason(
+            live.sample.tokens, request.max_new_tokens, self.eos, request.stop, self.detokenise
+        )
 
     def _settle(self) -> None:
         """Ends samples that are complete, hands tokens on, and frees rows.
@@ -306,15 +357,13 @@ class Generator:
         What was done already is not done twice, so an interrupted call is made good by the next.
         """
         for row, group, live in list(self.slots.live()):
-            sample, request = live.sample, live.answers.request
+            sample = live.sample
             if group.rows[row % self.shape.r] is not live:
                 continue  # a callback has cancelled it just now
             if not sample.tokens and sample.finish is None:
                 continue  # about to begin
             if sample.finish is None:
-                sample.finish = finish_reason(
-                    sample.tokens, request.max_new_tokens, self.eos, request.stop, self.detokenise
-                )
+                sample.finish = self._finish_reason(live)
             if sample.finish is not None:
                 self._finish_text(live)
             while live.delivered < len(sample.tokens):
@@ -353,3 +402,5 @@ class Generator:
         self._queue = [answers for answers in self._queue if not answers.done]
         if not self._queue:
             self.slots.forget()
+            if self.speculation is not None:
+                self.speculation.drafter.forget()

@@ -30,6 +30,8 @@ class Sample:
             "cancelled"; or None while it goes on.
         text: of the tokens, cut before the first stop string; None until it has finished, and
             where the generator has no way to turn tokens into text.
+        drafts: of each decode step of a generator that speculates: drafts that were verified, and
+            how many of them became tokens; the model draws one more itself.
     """
 
     index: int
@@ -37,6 +39,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
     text: str | None = None
+    drafts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def mean_logprob(self) -> float:
@@ -137,17 +140,20 @@ def check_request(
     randomness.streams(seed, samples)
 
 
-def check_fit(shape: CacheShape, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_fit(
+    shape: CacheShape, prompt_tokens: int, max_new_tokens: int, draft_tokens: int = 0
+) -> None:
     """Refuses what a cache has no slots for, however long it waited.
 
-    The last token drawn is never read back, so it needs no slot.
+    The last token drawn is never read back, so it needs no slot; drafts behind it do.
 
     Raises:
-        InputError: a prompt longer than S_ctx, or answers longer than S_dec + 1.
+        InputError: a prompt longer than S_ctx, or answers longer than S_dec + 1 - draft_tokens.
     """
+    drafts = f" ({draft_tokens} of them for drafts)" if draft_tokens else ""
     for what, needed, there in (
         ("prompt tokens", prompt_tokens, shape.S_ctx),
-        ("suffix positions", max_new_tokens - 1, shape.S_dec),
+        (f"suffix positions{drafts}", max_new_tokens - 1 + draft_tokens, shape.S_dec),
     ):
         if needed > there:
             raise InputError(f"{needed} {what} do not fit: {shape} holds {there}")

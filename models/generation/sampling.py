@@ -7,6 +7,7 @@ the whole vocabulary put in order, by a sort; that is never done in a graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,24 @@ def choose(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tenso
         (section 5.3 of arXiv 2403.08845); it does not change with the way of sampling.
     """
     return draw(_ordered(logits, sampling), u, _settings(logits, sampling))
+
+
+def choose_each(
+    logits: Tensor, u: Sequence[float], samplings: Sequence[Sampling]
+) -> tuple[list[int], list[float]]:
+    """Draws one token a row, each in its own way; see `choose`."""
+    tokens, logprobs = [0] * len(samplings), [0.0] * len(samplings)
+    alike: dict[Sampling, list[int]] = {}
+    for i, sampling in enumerate(samplings):
+        alike.setdefault(sampling, []).append(i)
+    for sampling, rows in alike.items():
+        mine = logits if len(alike) == 1 else logits[torch.tensor(rows, device=logits.device)]
+        numbers = torch.tensor([float(u[i]) for i in rows], device=logits.device)
+        for i, token, logprob in zip(
+            rows, *(each.tolist() for each in choose(mine, numbers, sampling)), strict=True
+        ):
+            tokens[i], logprobs[i] = token, logprob
+    return tokens, logprobs
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

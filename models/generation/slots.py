@@ -7,7 +7,7 @@ a step that was interrupted halfway can be run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,14 +114,46 @@ class Slots:
 
         A free row has length 0.
         """
-        shape = self.shape
-        tokens, lengths = [0] * shape.rows, [0] * shape.rows
-        for row, _, live in self.live():
-            tokens[row], lengths[row] = live.sample.tokens[-1], len(live.sample.tokens)
-        return (
-            torch.tensor(tokens, dtype=torch.int32).view(shape.G, shape.r, 1),
-            torch.tensor(lengths, dtype=torch.int32).view(shape.G, shape.r),
+        return self.feed(
+            {
+                row: (len(live.sample.tokens) - 1, live.sample.tokens[-1:])
+                for row, _, live in self.live()
+            },
+            1,
         )
+
+    def feed(self, new: Mapping[int, tuple[int, Sequence[int]]], n: int) -> tuple[Tensor, Tensor]:
+        """Inputs of a decode step of n query tokens a row.
+
+        A row with fewer is filled up with its last one: what that writes lies behind the row's
+        tokens, where the next step writes again.
+
+        Args:
+            new: row -> the suffix position of the first of its tokens, and 1 to n tokens. Rows that
+                are left out have length 0.
+            n: query tokens a row.
+
+        Returns:
+            tokens i32[G, r, n], and the suffix lengths with them, i32[G, r].
+        """
+        shape = self.shape
+        tokens = torch.zeros(shape.rows, n, dtype=torch.int32)
+        lengths = torch.zeros(shape.rows, dtype=torch.int32)
+        for row, (first, each) in new.items():
+            filled = [*each, *[each[-1]] * (n - len(each))]
+            tokens[row] = torch.tensor(filled, dtype=torch.int32)
+            lengths[row] = first + n
+        return tokens.view(shape.G, shape.r, n), lengths.view(shape.G, shape.r)
+
+    def prefill(self, prompt: Sequence[int]) -> Tensor:
+        """A prompt and padding, i32[1, S_ctx]."""
+        tokens = torch.zeros(1, self.shape.S_ctx, dtype=torch.int32)
+        tokens[0, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
+        return tokens
+
+    def no_suffix(self) -> Tensor:
+        """The suffix lengths of a prefill, which does not read them: i32[G, r] of 0."""
+        return torch.zeros(self.shape.G, self.shape.r, dtype=torch.int32)
 
 
 @dataclass
@@ -136,10 +168,12 @@ class Occupancy:
         steps: decode steps.
         live_rows: rows with a sample, summed over the steps.
         live_context: context slots that hold a token of a prompt in use, likewise.
-        live_suffix: suffix slots that hold a token of a sample in use, likewise.
+        live_suffix: suffix slots that hold a token of a sample in use, likewise, drafts included.
         prefills: prompts read.
         prompt_tokens: in them.
         copies: contexts copied from another group in place of a prefill.
+        proposed: drafts that were verified.
+        accepted: drafts that became tokens.
     """
 
     shape: CacheShape
@@ -150,13 +184,15 @@ class Occupancy:
     prefills: int = 0
     prompt_tokens: int = 0
     copies: int = 0
+    proposed: int = 0
+    accepted: int = 0
 
-    def count_step(self, live_rows: int, context_len: Tensor, suffix_len: Tensor) -> None:
-        """Adds a decode step."""
+    def count_step(self, suffix_len: Sequence[int], context_len: Tensor) -> None:
+        """Adds a decode step; `suffix_len` of the rows in use, without what fills them up."""
         self.steps += 1
-        self.live_rows += live_rows
+        self.live_rows += len(suffix_len)
         self.live_context += int(context_len.sum())
-        self.live_suffix += int(suffix_len.sum())
+        self.live_suffix += sum(suffix_len)
 
     @property
     def rows(self) -> float:

@@ -62,6 +62,7 @@ def measure(
     lengths: Sequence[int],
     S_ctx: int,
     S_dec: int,
+    drafts: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> Traffic:
     """Counts the traffic of samples of one prompt.
 
@@ -75,12 +76,18 @@ def measure(
         lengths: tokens drawn by each sample.
         S_ctx: context slots of a group.
         S_dec: suffix slots of a sample.
+        drafts: of each sample, of each of its steps: drafts fed and drafts taken, where there were
+            any. A step reads the positions of all that it feeds.
     """
     unit = position_bytes(config, itemsize)
     b = len(lengths)
-    steps = max(max(lengths) - 1, 0)
-    active = [sum(length > t for length in lengths) for t in range(1, steps + 1)]
-    suffix_reads = sum(t * rows for t, rows in enumerate(active, start=1))
+    reads: list[Sequence[int]] = [range(1, length) for length in lengths]
+    if any(drafts):
+        reads = [_reads(each) for each in drafts]
+    steps = max(map(len, reads), default=0)
+    taken_part = sum(map(len, reads))  # samples in a step, summed over the steps
+    suffix_reads = sum(map(sum, reads))
+    fed = taken_part + sum(proposed for each in drafts for proposed, _ in each)
     suffix_live = sum(length - 1 for length in lengths)
 
     def way(context_live: int, copies: int, context_reads: int) -> Way:
@@ -94,9 +101,18 @@ def measure(
 
     return Traffic(
         bifurcated=way(m_c, 1, m_c * steps),
-        ordinary=way(b * m_c, b, m_c * sum(active)),
-        written=unit * sum(active) / steps if steps else 0.0,
+        ordinary=way(b * m_c, b, m_c * taken_part),
+        written=unit * fed / steps if steps else 0.0,
     )
+
+
+def _reads(drafts: Sequence[tuple[int, int]]) -> list[int]:
+    """Suffix positions that a sample reads in each of its steps."""
+    reads, length = [], 1
+    for proposed, accepted in drafts:
+        reads.append(length + proposed)
+        length += accepted + 1
+    return reads
 
 
 def allocated_bytes(config: ModelConfig, itemsize: int, shape: CacheShape) -> int:

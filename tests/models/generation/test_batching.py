@@ -264,7 +264,7 @@ def test_interrupted_runs_leave_nothing_behind(
         lambda: generator.run(PROMPT, samples=4, max_new_tokens=NEW),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "choose", Interrupts(module.choose, 3))
+            patch.setattr(module, "choose_each", Interrupts(module.choose_each, 3))
             with pytest.raises(KeyboardInterrupt):
                 start()
         assert not generator.step()

@@ -219,9 +219,11 @@ def random_numbers_of_sample_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_sampling_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = generator_module.choose
+    choose = generator_module.choose_each
     monkeypatch.setattr(
-        generator_module, "choose", lambda logits, u, sampling: choose(logits, u, SAMPLINGS[1])
+        generator_module,
+        "choose_each",
+        lambda logits, u, samplings: choose(logits, u, [SAMPLINGS[1]] * len(samplings)),
     )
 
 
