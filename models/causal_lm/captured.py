@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.causal_lm.cache import CacheShape
 from models.causal_lm.config import ModelConfig
+from models.causal_lm.draw import MOST_CANDIDATES
 from models.causal_lm.network import CausalLM
 from nki_kernels.errors import require
 
@@ -23,7 +26,7 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    logits: Tensor
+    outputs: Any
 
 
 class CapturedLM:
@@ -46,10 +49,9 @@ class CapturedLM:
             f"model is on {model.device}; a CUDA graph needs it on a cuda device",
         )
         self.model = model
+        self.fuse = fuse
         self._graphs: dict[tuple[int, ...], _Graph] = {}
-        self._step: Callable[..., Tensor] = model
-        if fuse:
-            self._step = torch.compile(model.forward, fullgraph=True, dynamic=False)
+        self._steps: dict[int, Callable[..., Any]] = {0: self._prepared(model)}
 
     @property
     def config(self) -> ModelConfig:
@@ -81,24 +83,45 @@ class CapturedLM:
         """Logits, as `CausalLM.forward`; those of a decode step are overwritten by the next one."""
         if tokens.dim() == 2:
             return self.model(tokens, context_len, suffix_len, group)
-        inputs = tokens, context_len, suffix_len, group
-        step = self._graphs.get(tuple(tokens.shape))
-        if step is None:
-            step = self._graphs[tuple(tokens.shape)] = self._capture(*inputs)
-        for held, given in zip(step.inputs, inputs, strict=True):
-            held.copy_(given)
-        step.graph.replay()
-        return step.logits
+        logits: Tensor = self._replay(0, tokens, context_len, suffix_len, group)
+        return logits
 
-    def _capture(self, *inputs: Tensor) -> _Graph:
+    def sampled(self, candidates: int) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The captured step that draws tokens; so that there are few, for the next power of two.
+
+        What it gives is overwritten by the next step.
+        """
+        count = min(1 << (candidates - 1).bit_length(), MOST_CANDIDATES)
+        if count not in self._steps:
+            self._steps[count] = self._prepared(self.model.sampled(count))
+        return partial(self._replay, count)
+
+    def _prepared(self, step: nn.Module) -> Callable[..., Any]:
+        if not self.fuse:
+            return step
+        compiled: Callable[..., Any] = torch.compile(step.forward, fullgraph=True, dynamic=False)
+        return compiled
+
+    def _replay(self, candidates: int, *inputs: Tensor) -> Any:
+        """Runs the step that draws among `candidates`, or that with logits for 0, by its graph."""
+        key = (candidates, *inputs[0].shape)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(self._steps[candidates], *inputs)
+        captured = self._graphs[key]
+        for held, given in zip(captured.inputs, inputs, strict=True):
+            held.copy_(given)
+        captured.graph.replay()
+        return captured.outputs
+
+    def _capture(self, step: Callable[..., Any], *inputs: Tensor) -> _Graph:
         held = tuple(x.clone() for x in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(WARM_UP):  # a step writes the same keys however often it runs
-                self._step(*held)
+                step(*held)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph), torch.no_grad():
-            logits = self._step(*held)
-        return _Graph(graph, held, logits)
+            outputs = step(*held)
+        return _Graph(graph, held, outputs)

@@ -6,11 +6,15 @@ and device: its number and its length in, its token and its log-probability out.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from models.causal_lm.draw import MOST_CANDIDATES, Settings, draw, find_candidates
-from models.causal_lm.network import CausalLM
 from nki_kernels.errors import InputError
+
+if TYPE_CHECKING:
+    from models.causal_lm.network import CausalLM
 
 
 class DecodeStep(nn.Module):

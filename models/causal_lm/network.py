@@ -26,6 +26,7 @@ from models.causal_lm import rope
 from models.causal_lm.attention import Attention, ContextPart, Decode, Prefill
 from models.causal_lm.cache import CacheShape, KVCache
 from models.causal_lm.config import ModelConfig
+from models.causal_lm.decode_step import DecodeStep
 from models.causal_lm.norm import RMSNorm, norm_or_nothing
 from models.causal_lm.sharding import KVSplit, Shard, check_kv_split, shards, split_heads
 from models.parallel import SINGLE, TensorParallel
@@ -264,6 +265,10 @@ class CausalLM(nn.Module):
         slots = self._context_slots(self._allocated())
         for cache in self.caches():
             cache.copy_context(slots, source, targets)
+
+    def sampled(self, candidates: int) -> DecodeStep:
+        """The decode step that draws tokens itself, among so many candidates a row."""
+        return DecodeStep(self, candidates)
 
     def cache_bytes(self) -> int:
         """Bytes that this rank's keys and values of all layers occupy, free slots included."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from models.causal_lm import CacheShape
 from models.generation import traffic
 from models.generation.drafts import Speculation
+from models.generation.inside import Drawn, InGraph, Wanted
 from models.generation.network import Network, call
 from models.generation.requests import (
     Answers,
@@ -80,6 +81,7 @@ class Generator:
         self.speculation = speculation
         self.slots = Slots(shape)
         self.occupancy = Occupancy(shape)
+        self.inside = InGraph(model)
         self._queue: list[Answers] = []  # requests with samples that go on, oldest first
         model.allocate(shape)
         if speculation is not None:
@@ -231,8 +233,11 @@ class Generator:
             seated = admit(self.slots, self._queue, self._load)
             starting = [(g, live) for _, g, live in self.slots.live() if not live.sample.tokens]
             if starting:
-                logits = torch.cat([g.logits for g, _ in starting if g.logits is not None])
-                self._draw([live for _, live in starting], logits)
+                logits = torch.stack([g.logits for g, _ in starting if g.logits is not None])
+                wanted = {i: self._wanted(live, ()) for i, (_, live) in enumerate(starting)}
+                drawn = self._draw_all(logits, wanted)  # [starting, 1, vocab]
+                for i, (_, live) in enumerate(starting):
+                    self._take(live, drawn[i], ())
                 self._settle()  # a first token may be the last
             if not seated:
                 return
@@ -270,16 +275,15 @@ class Generator:
             )
         else:
             tokens, suffix_len = self.slots.step()
-        logits = self._call(tokens, context_len, suffix_len, 0).flatten(0, 1)  # [G*r, n, vocab]
+        wanted = {row: self._wanted(each, drafts.get(row, ())) for row, each in live.items()}
+        drawn = self.inside.draw(tokens, context_len, suffix_len, wanted)
+        if drawn is None:
+            logits = self._call(tokens, context_len, suffix_len, 0)  # [G, r, n, vocab]
+            drawn = self._draw_all(logits.flatten(0, 1), wanted)
         lengths = [len(each.sample.tokens) + len(drafts.get(row, ())) for row, each in live.items()]
         self.occupancy.count_step(lengths, context_len)
-        at = [
-            row * logits.shape[1] + t for row in live for t in range(1 + len(drafts.get(row, ())))
-        ]
-        logits = logits.flatten(0, 1)  # [G*r*n, vocab]
-        if len(at) < len(logits):
-            logits = logits[torch.tensor(at, device=logits.device)]
-        self._draw(list(live.values()), logits, [drafts.get(row, []) for row in live])
+        for row, each in live.items():
+            self._take(each, drawn[row], drafts.get(row, ()))
         self._settle()
 
     def _propose(self, live: Mapping[int, Live]) -> dict[int, list[int]]:
@@ -295,29 +299,26 @@ class Generator:
     def _call(self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: int) -> Tensor:
         return call(self.model, tokens, context_len, suffix_len, group)
 
-    def _draw(
-        self,
-        live: Sequence[Live],
-        logits: Tensor,
-        drafts: Sequence[Sequence[int]] | None = None,
-    ) -> None:
-        """Gives each sample its next tokens.
+    @staticmethod
+    def _wanted(live: Live, draft: Sequence[int]) -> Wanted:
+        """A sample's next token, and one behind each draft."""
+        length = len(live.sample.tokens)
+        u = live.u[length : length + 1 + len(draft)].tolist()
+        return Wanted(u, live.answers.request.sampling)
 
-        Args:
-            live: the samples.
-            logits: fp32 [rows, vocab], for each sample a row, and one more behind each draft.
-            drafts: of each sample; by default none.
-        """
-        drafts = drafts or [()] * len(live)
-        u, samplings = [], []
-        for each, draft in zip(live, drafts, strict=True):
-            length = len(each.sample.tokens)
-            u += each.u[length : length + 1 + len(draft)].tolist()
-            samplings += [each.answers.request.sampling] * (1 + len(draft))
-        tokens, logprobs = choose_each(logits, u, samplings)
+    def _draw_all(self, logits: Tensor, wanted: Mapping[int, Wanted]) -> Drawn:
+        """Draws from `logits` fp32 [rows, n, vocab] on the host."""
+        at = [row * logits.shape[1] + t for row, each in wanted.items() for t in range(len(each.u))]
+        logits = logits.flatten(0, 1)
+        if len(at) < len(logits):
+            logits = logits[torch.tensor(at, device=logits.device)]
+        tokens, logprobs = choose_each(
+            logits,
+            [number for each in wanted.values() for number in each.u],
+            [each.sampling for each in wanted.values() for _ in each.u],
+        )
         drawn = iter(zip(tokens, logprobs, strict=True))
-        for each, draft in zip(live, drafts, strict=True):
-            self._take(each, list(itertools.islice(drawn, 1 + len(draft))), draft)
+        return {row: list(itertools.islice(drawn, len(each.u))) for row, each in wanted.items()}
 
     def _take(self, live: Live, drawn: Sequence[tuple[int, float]], draft: Sequence[int]) -> None:
         """Adds to a sample the tokens drawn for it up to the first that its draft did not foresee.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.causal_lm import CacheShape, ModelConfig
+
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""Tokens and log-probabilities of a decode step; arguments as `DecodeStep.forward`'s."""
 
 
 class Network(Protocol):
@@ -31,6 +34,9 @@ class Network(Protocol):
 
     def copy_context(self, source: int, targets: Sequence[int]) -> None:
         """Copies a group's context."""
+
+    def sampled(self, candidates: int) -> Step | None:
+        """The decode step that draws tokens itself; None where there is none for so many."""
 
     def __call__(
         self, tokens: Tensor, context_len: Tensor, suffix_len: Tensor, group: Tensor

@@ -22,12 +22,13 @@ def test_a_model_on_the_cpu_is_refused() -> None:
 
 @pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_same_tokens_as_without_capture() -> None:
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_k=20, top_p=0.95)])
+def test_the_same_tokens_as_without_capture(sampling: Sampling) -> None:
     model: CausalLM = load(DEFAULT_MODEL, device="cuda")
     captured = CapturedLM(model)
     for samples in (3, 5):  # a second cache: graphs over the first one must not be used
         run, replayed = (
-            generate(m, PROMPT, samples=samples, max_new_tokens=12, sampling=Sampling(), seed=3)
+            generate(m, PROMPT, samples=samples, max_new_tokens=12, sampling=sampling, seed=3)
             for m in (model, captured)
         )
         assert [s.tokens for s in replayed.samples] == [s.tokens for s in run.samples]

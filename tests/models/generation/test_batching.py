@@ -257,14 +257,12 @@ class Interrupts:
 def test_interrupted_runs_leave_nothing_behind(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.generation import generator as module
-
     for start in (
         lambda: generator.run_all([BASE, replace(BASE, prompt=OTHER)]),
         lambda: generator.run(PROMPT, samples=4, max_new_tokens=NEW),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "choose_each", Interrupts(module.choose_each, 3))
+            patch.setattr(generator, "_take", Interrupts(generator._take, 3))
             with pytest.raises(KeyboardInterrupt):
                 start()
         assert not generator.step()

@@ -22,8 +22,8 @@ from models.generation import (
     generate,
 )
 from models.generation import draft_model as draft_module
-from models.generation import generator as generator_module
 from models.generation.drafts import _Index
+from models.generation.inside import Wanted
 from models.generation.slots import Slots
 from nki_kernels.errors import InputError
 from tests.models import tiny
@@ -235,12 +235,13 @@ def takes_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_number_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verified tokens share the random number of the first."""
-    choose = generator_module.choose_each
+    wanted = Generator._wanted
 
-    def planted(logits: Any, u: Any, samplings: Any) -> Any:
-        return choose(logits, [u[0]] * len(u), samplings)
+    def planted(live: Any, draft: Any) -> Wanted:
+        right = wanted(live, draft)
+        return replace(right, u=[right.u[0]] * len(right.u))
 
-    monkeypatch.setattr(generator_module, "choose_each", planted)
+    monkeypatch.setattr(Generator, "_wanted", staticmethod(planted))
 
 
 def keeps_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
