@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nki_kernels.errors import InputError
 
-_TEMPORARY = ".bifork-"  # prefix of files that are not whole yet
+TEMPORARY = ".bifork-"
+"""Prefix of files that are not whole yet."""
 
 
 def output_path(name: str | Path, argument: str) -> Path:
@@ -34,7 +37,7 @@ def output_path(name: str | Path, argument: str) -> Path:
         path = path.resolve()
         if not path.parent.is_dir():
             raise InputError(f"{argument} {name}: there is no folder {path.parent}")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_TEMPORARY):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=TEMPORARY):
             pass
     except OSError as error:
         raise InputError(f"{argument} {name} cannot be written: {error.strerror}") from error
@@ -50,10 +53,22 @@ def write_json(path: Path, content: Any) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write what `path` shall hold; it takes that place when all is written and on disk.
+
+    Whatever ends the work before, `path` is what it was and nothing else is left.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp makes the file private; give it the mode that open() would have given.
         mask = os.umask(0)
         os.umask(mask)

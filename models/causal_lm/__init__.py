@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from models.causal_lm.cache import CacheShape
-from models.causal_lm.checkpoint import find_checkpoint, load, load_config
+from models.causal_lm.checkpoint import load
 from models.causal_lm.config import ModelConfig, RopeConfig
+from models.causal_lm.directory import find_checkpoint, load_config
 from models.causal_lm.network import CausalLM
 from models.causal_lm.tokenizer import GenerationDefaults, Tokenizer
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.causal_lm.checkpoint import load_config, read_json
 from models.causal_lm.config import token_ids
+from models.causal_lm.directory import load_config, read_json
 from nki_kernels.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.causal_lm import find_checkpoint, load, load_config
-from models.causal_lm.checkpoint import HUB_FILES
+from models.causal_lm.directory import HUB_FILES
 from nki_kernels.errors import InputError
 
 pytestmark = pytest.mark.null

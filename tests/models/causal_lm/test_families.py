@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.causal_lm import CausalLM, checkpoint, load, load_config, network, rope
+from models.causal_lm import CausalLM, checkpoint, load, load_config, network, rope, storage
 from models.causal_lm.families import FAMILIES
 from models.generation import Sampling, generate
 from nki_kernels.errors import InputError
@@ -286,7 +286,7 @@ def test_heads_larger_than_the_kernels_take(tmp_path: Path) -> None:
 def test_what_the_kernels_lack_is_told_before_weights_are_read(
     made: Made, name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint._Stored, "read", None)
+    monkeypatch.setattr(storage.Stored, "read", None)
     with pytest.raises(InputError, match=message):
         load(made(name)[1], kernels="nki")
 
