@@ -28,9 +28,10 @@ from models.causal_lm.directory import (
 )
 from models.causal_lm.families import FAMILIES
 from models.causal_lm.network import CausalLM
+from models.causal_lm.sharding import KVSplit, Shard
 from models.causal_lm.shards import find_shard
 from models.causal_lm.storage import Stored, open_files
-from models.causal_lm.weights import Weight, all_weights, check_degree
+from models.parallel import SINGLE, Ranks, TensorParallel
 from nki_kernels.errors import InputError
 
 # What old checkpoints store beside the weights and the network computes itself.
@@ -46,18 +47,22 @@ def load(
     device: torch.device | str = "cpu",
     kernels: str = "auto",
     target: str = "trn1",
+    parallel: TensorParallel = SINGLE,
+    kv_split: KVSplit = "positions",
     verify: bool = False,
     progress: bool = False,
 ) -> CausalLM:
     """Loads a checkpoint directory or hub id.
 
     Args:
-        name: a directory in Hugging Face format, or a hub id.
+        name: a directory in Hugging Face format, one that was split (see `convert`), or a hub id.
         dtype: "float32" or "bfloat16"; None is the checkpoint's own, with float16 widened to
             float32.
         device: where the weights go.
         kernels: which attention kernels run, "auto", "nki" or "torch".
         target: core generation simulated when NKI kernels run on a CPU.
+        parallel: the ranks that share the network; this one reads its part of the weights.
+        kv_split: see `CausalLM`.
         verify: whether to compare the files with the checksums that the folder has for them; those
             of a split checkpoint always are.
         progress: whether to show how much is read.
@@ -68,15 +73,24 @@ def load(
     directory = find_checkpoint(name)
     config = load_config(directory)
     torch_dtype = resolve_dtype(dtype, config)
-    model = CausalLM(config, dtype=torch_dtype, device="meta", kernels=kernels, target=target)
-    parts = find_weights(directory, config)
+    model = CausalLM(
+        config, dtype=torch_dtype, device="meta", kernels=kernels, target=target,
+        parallel=parallel, kv_split=kv_split,
+    )  # fmt: skip
+    parts = find_weights(directory, config, model.shards(), parallel.size, parallel.rank)
     if verify or (directory / SHARDS_FILE).is_file():
         verify_files(directory, sorted({part.path for part in parts.values()}))
-    weights = read_weights(parts, torch_dtype, device=device, progress=progress)
+    fill(model, read_weights(parts, torch_dtype, device=device, progress=progress))
+    return model.requires_grad_(False)
+
+
+def fill(model: CausalLM, weights: Mapping[str, Tensor]) -> None:
+    """Gives a network all its weights."""
     left = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
-    assert set(left.missing_keys) <= {"lm_head.weight"}, left
-    return model.requires_grad_(False)
+    computed = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    missing = {name for name in left.missing_keys if "rank_util" not in name} - computed
+    assert not missing and not left.unexpected_keys, left
 
 
 def read_weights(
@@ -95,28 +109,52 @@ def read_weights(
 
 
 def find_weights(
-    directory: Path, config: ModelConfig, tp: int = 1, rank: int = 0
+    directory: Path, config: ModelConfig, shards: Mapping[str, Shard], tp: int = 1, rank: int = 0
 ) -> dict[str, Stored]:
-    """Where each weight of rank `rank` lies in a checkpoint; nothing but headers is read.
+    """Where each weight of rank `rank` of `tp` lies in a checkpoint; only headers are read.
+
+    Args:
+        directory: of the checkpoint.
+        config: of its network.
+        shards: which part of each weight the rank holds, `CausalLM.shards()`.
+        tp: how many ranks there are.
+        rank: which of them this is.
 
     Raises:
-        InputError: tp is no legal degree, files are damaged, or what they hold does not fit the
-            config: tensors are missing, unexpected, of another shape or of another dtype.
+        InputError: files are damaged, or what they hold does not fit the config: tensors are
+            missing, unexpected, of another shape or of another dtype.
     """
-    check_degree(config, tp, rank)
     if (directory / SHARDS_FILE).is_file():
-        return find_shard(directory, config, tp, rank)
-    whole = all_weights(config)
+        return find_shard(directory, shards, tp, rank)
     return {
-        name: stored.narrow(whole[name].part(tp, rank), whole[name].part_shape(tp))
-        for name, stored in _match(config, whole, directory).items()
+        name: stored.narrow(*live_part(shards[name]))
+        for name, stored in _match(config, shards, directory).items()
     }
 
 
-def _match(config: ModelConfig, whole: Mapping[str, Weight], directory: Path) -> dict[str, Stored]:
+def rank_shards(config: ModelConfig, tp: int = 1, rank: int = 0) -> dict[str, Shard]:
+    """Which part of each weight rank `rank` of `tp` holds, from the config alone.
+
+    Raises:
+        InputError: the network cannot be split over `tp` ranks; names the degrees that it can.
+    """
+    parallel = TensorParallel(Ranks(rank, tp))
+    return CausalLM(config, device="meta", parallel=parallel).shards()
+
+
+def live_part(shard: Shard) -> tuple[list[slice], tuple[int, ...]]:
+    """The slices of the whole weight that a shard holds, and its shape, zeros included."""
+    part = [slice(0, size) for size in shard.whole]
+    if shard.dim is not None:
+        size = shard.whole[shard.dim]
+        part[shard.dim] = slice(min(shard.start, size), min(shard.stop, size))
+    return part, shard.shape
+
+
+def _match(config: ModelConfig, shards: Mapping[str, Shard], directory: Path) -> dict[str, Stored]:
     """Checks names, shapes, dtypes; returns each of the network's weights as it is stored."""
     stored = open_files(weight_files(directory))
-    wanted = _wanted(config, whole)
+    wanted = _wanted(config, shards)
     ignored = {name for name in stored if _COMPUTED.fullmatch(name)}
     if config.tie_word_embeddings:
         ignored.add("lm_head.weight")  # stored or not, the head is the embedding
@@ -144,14 +182,14 @@ def _match(config: ModelConfig, whole: Mapping[str, Weight], directory: Path) ->
     found = {}
     for name, parts in wanted.items():
         start = 0
-        for ours, weight in parts.items():
-            stop = start + weight.shape[0]
+        for ours, shard in parts.items():
+            stop = start + shard.whole[0]
             found[ours] = stored[name].narrow([slice(start, stop), *stored[name].part[1:]])
             start = stop
     return found
 
 
-def _wanted(config: ModelConfig, whole: Mapping[str, Weight]) -> dict[str, dict[str, Weight]]:
+def _wanted(config: ModelConfig, shards: Mapping[str, Shard]) -> dict[str, dict[str, Shard]]:
     """Each tensor that the checkpoint must hold -> the weights whose rows it stacks, in order."""
     family = FAMILIES[config.family]
     order = {part: i for parts in family.fused.values() for i, part in enumerate(parts)}
@@ -159,12 +197,12 @@ def _wanted(config: ModelConfig, whole: Mapping[str, Weight]) -> dict[str, dict[
     def place(ours: str) -> int:
         return max(order.get(part, 0) for part in ours.split("."))
 
-    wanted: dict[str, dict[str, Weight]] = {family.stored_name(ours): {} for ours in whole}
-    for ours in sorted(whole, key=place):
-        wanted[family.stored_name(ours)][ours] = whole[ours]
+    wanted: dict[str, dict[str, Shard]] = {family.stored_name(ours): {} for ours in shards}
+    for ours in sorted(shards, key=place):
+        wanted[family.stored_name(ours)][ours] = shards[ours]
     return wanted
 
 
-def _stacked(parts: Mapping[str, Weight]) -> tuple[int, ...]:
-    first, *rest = [weight.shape for weight in parts.values()]
+def _stacked(parts: Mapping[str, Shard]) -> tuple[int, ...]:
+    first, *rest = [shard.whole for shard in parts.values()]
     return (first[0] + sum(shape[0] for shape in rest), *first[1:])

@@ -7,6 +7,7 @@ time, which are then read again for each forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from models.causal_lm.cache import CacheShape
-from models.causal_lm.checkpoint import find_weights, load, read_weights
+from models.causal_lm.checkpoint import find_weights, load, rank_shards, read_weights
 from models.causal_lm.directory import load_config, weight_files
 from models.causal_lm.network import CausalLM
 from models.causal_lm.storage import open_files
-from models.causal_lm.weights import Weight, all_weights
 from nki_kernels.errors import InputError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 16 * 2.0**-8}
@@ -111,14 +111,10 @@ def apart(expected: Tensor, found: Tensor) -> float:
 def memory_needed(directory: Path, dtype: torch.dtype, by_layer: bool) -> int:
     """Bytes of weights in memory at once."""
     sizes: dict[str, int] = {"": 0}
-    for name, weight in all_weights(load_config(directory)).items():
+    for name, shard in rank_shards(load_config(directory)).items():
         part = name.split(".")[1] if by_layer and name.startswith("layers.") else ""
-        sizes[part] = sizes.get(part, 0) + _numel(weight) * dtype.itemsize
+        sizes[part] = sizes.get(part, 0) + math.prod(shard.whole) * dtype.itemsize
     return sizes.pop("") + max(sizes.values(), default=0)
-
-
-def _numel(weight: Weight) -> int:
-    return torch.Size(weight.shape).numel()
 
 
 def run_transformers(
@@ -254,7 +250,7 @@ def _weights_on_meta() -> Iterator[None]:
 def _our_layers(directory: Path, dtype: torch.dtype, kernels: str) -> CausalLM:
     config = load_config(directory)
     model = CausalLM(config, dtype=dtype, device="meta", kernels=kernels)
-    parts = find_weights(directory, config)
+    parts = find_weights(directory, config, model.shards())
     resident = {name: part for name, part in parts.items() if not name.startswith("layers.")}
     model.load_state_dict(read_weights(resident, dtype), strict=False, assign=True)
     model.tie_weights()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from models.causal_lm import shards
-from models.causal_lm.checkpoint import find_weights
+from models.causal_lm.checkpoint import find_weights, rank_shards
 from models.causal_lm.directory import (
     SHARDS_FILE,
     load_config,
@@ -17,8 +17,9 @@ from models.causal_lm.directory import (
     weight_files,
 )
 from models.causal_lm.saving import Save, fingerprint
+from models.causal_lm.sharding import check_degree
+from models.causal_lm.shards import file_name, index_content
 from models.causal_lm.storage import Source
-from models.causal_lm.weights import part_bytes
 from nki_kernels.errors import InputError
 
 
@@ -47,18 +48,24 @@ def split(
     torch_dtype = resolve_dtype(dtype, config)
     if (directory / SHARDS_FILE).is_file():
         raise InputError(f"{directory} is split already; split the checkpoint that it was made of")
-    ranks = [find_weights(directory, config, tp, rank) for rank in range(tp)]
+    check_degree(config, tp)
+    shards = [rank_shards(config, tp, rank) for rank in range(tp)]
+    ranks = [find_weights(directory, config, shards[rank], tp, rank) for rank in range(tp)]
     dtype_name = str(torch_dtype).removeprefix("torch.")
     source = fingerprint([directory / "config.json", *weight_files(directory)])
     save = Save(out, {"split": tp, "dtype": dtype_name, "from": source})
-    total = tp * part_bytes(config, tp, torch_dtype.itemsize)
+    count = sum(math.prod(part.shape) for parts in ranks for part in parts.values())
     with tqdm(
-        total=total, desc=f"split {tp}", unit="B", unit_scale=True, leave=False,
+        total=count * torch_dtype.itemsize,
+        desc=f"split {tp}",
+        unit="B",
+        unit_scale=True,
+        leave=False,
         disable=not progress,
-    ) as bar:  # fmt: skip
+    ) as bar:
         files = [
             save.file(
-                shards.file_name(tp, rank),
+                file_name(tp, rank),
                 {name: Source(p.shape, torch_dtype, p.blocks) for name, p in parts.items()},
                 bar.update,
             )
@@ -67,4 +74,4 @@ def split(
     raw = {**read_json(directory / "config.json"), "dtype": dtype_name}
     raw.pop("torch_dtype", None)
     save.accompany(directory, raw)
-    save.finish(SHARDS_FILE, shards.index_content(config, tp, files))
+    save.finish(SHARDS_FILE, index_content(shards[0], tp, files))

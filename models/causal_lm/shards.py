@@ -3,7 +3,7 @@
 `shards.json` names the degree, each weight's whole shape, and each rank's file with its size and
 SHA-256. A rank then reads its own file from end to end instead of a part of every file, and needs
 no other. The tensors bear the network's own names; which part of a weight a rank's file holds is
-said by `weights`.
+said by `sharding`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.causal_lm.config import ModelConfig
 from models.causal_lm.directory import SHARDS_FILE, listed, read_json
+from models.causal_lm.sharding import Shard
 from models.causal_lm.storage import Stored, open_files
-from models.causal_lm.weights import all_weights
 from nki_kernels.errors import InputError
 
 FORMAT = 1
@@ -26,17 +25,21 @@ def file_name(tp: int, rank: int) -> str:
     return f"rank-{rank:05d}-of-{tp:05d}.safetensors"
 
 
-def index_content(config: ModelConfig, tp: int, files: Sequence[Mapping[str, Any]]) -> Any:
+def index_content(
+    shards: Mapping[str, Shard], tp: int, files: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What `shards.json` holds; `files` are the ranks' files in order: name, bytes, sha256."""
     return {
         "format": FORMAT,
         "tp": tp,
-        "shapes": {name: list(weight.shape) for name, weight in all_weights(config).items()},
+        "shapes": {name: list(shard.whole) for name, shard in shards.items()},
         "files": list(files),
     }
 
 
-def find_shard(directory: Path, config: ModelConfig, tp: int, rank: int) -> dict[str, Stored]:
+def find_shard(
+    directory: Path, shards: Mapping[str, Shard], tp: int, rank: int
+) -> dict[str, Stored]:
     """Where each weight of rank `rank` lies in its file.
 
     Raises:
@@ -45,7 +48,7 @@ def find_shard(directory: Path, config: ModelConfig, tp: int, rank: int) -> dict
     """
     index = directory / SHARDS_FILE
     content = read_json(index)
-    whole = all_weights(config)
+    whole = {name: shard.whole for name, shard in shards.items()}
     try:
         saved_tp, form, files = int(content["tp"]), content["format"], list(content["files"])
         shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
@@ -62,7 +65,7 @@ def find_shard(directory: Path, config: ModelConfig, tp: int, rank: int) -> dict
             f"the whole checkpoint again with --tp {tp}, or load that"
         )
     other = [n for n in {**shapes, **whole} if n not in shapes or n not in whole
-             or shapes[n] != whole[n].shape]  # fmt: skip
+             or shapes[n] != whole[n]]  # fmt: skip
     if other:
         raise InputError(f"{index} and config.json are of different networks: {listed(other)}")
     path = directory / name
@@ -75,9 +78,9 @@ def find_shard(directory: Path, config: ModelConfig, tp: int, rank: int) -> dict
     stored = open_files([path])
     wrong = [
         f"{name} {list(stored[name].shape) if name in stored else 'missing'} instead of {shape}"
-        for name, shape in ((n, list(w.part_shape(tp))) for n, w in whole.items())
+        for name, shape in ((n, list(shard.shape)) for n, shard in shards.items())
         if name not in stored or list(stored[name].shape) != shape
     ]
     if wrong:
         raise InputError(f"{path} does not hold rank {rank} of {tp}: {listed(wrong)}")
-    return {name: stored[name] for name in whole}
+    return {name: stored[name] for name in shards}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.causal_lm import storage
+from models.causal_lm.checkpoint import rank_shards
 from models.causal_lm.config import ModelConfig
 from models.causal_lm.families import FAMILIES
 from models.causal_lm.storage import Source, open_files, sha256, write_file
-from models.causal_lm.weights import all_weights, part_bytes
 from nki_kernels.errors import InputError
 
 pytestmark = pytest.mark.null
@@ -112,6 +113,20 @@ def test_a_tensor_in_two_files(tmp_path: Path) -> None:
         open_files(sorted(tmp_path.iterdir()))
 
 
+LLAMA_70B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+
 SIZES_70B = {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672}
 HEADS_70B = {"num_attention_heads": 64, "num_key_value_heads": 8}
 SMALL = {"vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096}
@@ -122,7 +137,7 @@ import sys
 from pathlib import Path
 import torch
 from models.causal_lm import storage
-from models.causal_lm.checkpoint import find_weights, read_weights
+from models.causal_lm.checkpoint import find_weights, rank_shards, read_weights
 from models.causal_lm.directory import load_config
 
 def kib(field):
@@ -133,7 +148,8 @@ directory, tp, rank, storage.BLOCK = Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = load_config(directory)
 torch.zeros(1000, dtype=torch.bfloat16).float()
 before = kib("VmRSS")
-weights = read_weights(find_weights(directory, config, tp, rank), torch.bfloat16)
+shards = rank_shards(config, tp, rank)
+weights = read_weights(find_weights(directory, config, shards, tp, rank), torch.bfloat16)
 print(sum(w.nbytes for w in weights.values()), (kib("VmHWM") - before) * 1024)
 """
 
@@ -152,17 +168,17 @@ def sparse_checkpoint(directory: Path, layers: int, files: int, **sizes: int) ->
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw))
     config = ModelConfig.from_hf(raw)
-    tensors = list(all_weights(config).items())
+    tensors = list(rank_shards(config).items())
     weight_map = {}
     for i in range(files):
         name = f"model-{i + 1:05d}-of-{files:05d}.safetensors"
         header, offset = {}, 0
-        for ours, weight in tensors[i::files]:
+        for ours, shard in tensors[i::files]:
             theirs = FAMILIES["llama"].stored_name(ours)
-            end = offset + 2 * torch.Size(weight.shape).numel()
+            end = offset + 2 * math.prod(shard.whole)
             header[theirs] = {
                 "dtype": "BF16",
-                "shape": list(weight.shape),
+                "shape": list(shard.whole),
                 "data_offsets": [offset, end],
             }
             offset, weight_map[theirs] = end, name
@@ -175,12 +191,36 @@ def sparse_checkpoint(directory: Path, layers: int, files: int, **sizes: int) ->
     return config
 
 
+def part_bytes(config: ModelConfig, tp: int, itemsize: int, rank: int = 0) -> int:
+    """Bytes of a rank's weights, from the config alone."""
+    return (
+        sum(math.prod(shard.shape) for shard in rank_shards(config, tp, rank).values()) * itemsize
+    )
+
+
 def peak(directory: Path, tp: int, rank: int, block: int = storage.BLOCK) -> tuple[int, int]:
     """Bytes of the weights of a rank, and of the peak of what loading them took."""
     call = [sys.executable, "-c", LOAD, str(directory), str(tp), str(rank), str(block)]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     weights, most = map(int, done.stdout.split())
     return weights, most
+
+
+def test_70b_accounting_from_its_config_alone() -> None:
+    config = ModelConfig.from_hf(LLAMA_70B)
+    # 70.6 billion weights: total_size of the published index is 141,107,412,992 bytes.
+    whole = part_bytes(config, 1, itemsize=2)
+    assert whole == 141_107_412_992
+    norms = (2 * 80 + 1) * 8192 * 2
+    kv = 80 * 2 * 1024 * 8192 * 2
+    for tp in (8, 32):
+        split, holders = whole - norms - kv, min(tp, 8)
+        for rank in {0, tp - 1}:
+            mine = part_bytes(config, tp, itemsize=2, rank=rank)
+            assert mine == split // tp + kv // holders + norms
+    assert part_bytes(config, 32, itemsize=2) < 4.4 * 2**30
+    largest = max(math.prod(shard.whole) for shard in rank_shards(config).values())
+    assert largest * 2 > 1.9 * 2**30  # mapped whole, one tensor would be the 2 GiB that are allowed
 
 
 @pytest.mark.slow
