@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from models.causal_lm import Tokenizer, find_checkpoint, load_config
-from models.causal_lm.checkpoint import find_weights, rank_shards
+from models.causal_lm.checkpoint import find_weights
 from models.causal_lm.comparison import (
     Comparison,
     compare,
@@ -77,7 +77,7 @@ def main() -> None:
         raise InputError(f"--tokens is {args.tokens}; it must be 0 or more")
     directory, dtype = find_checkpoint(args.model), DTYPES[args.dtype]
     config = load_config(directory)
-    parts = find_weights(directory, config, rank_shards(config))
+    parts = find_weights(directory, config)
     print(f"model     {args.model}: {config.family}, l = {config.layers}, h = {config.h}, "
           f"g = {config.g}, d = {config.d}")  # fmt: skip
     print(f"tensors   {len(parts)} weights, every name and shape as config.json says")

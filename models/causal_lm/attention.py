@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.o_proj = parallel.row(q_size, size, config.o_bias, dtype, device)
         self.q_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
         self.k_norm = norm_or_nothing(config.qk_norm, config, config.d, dtype, device)
-        self.cache = KVCache()
+        self.cache = KVCache(config.kv_dtype, heads.g, device)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, step: Prefill | Decode) -> Tensor:
         """Attends from `x` [1, S, hidden] or [G, r, n, hidden]; `cos`, `sin` as `rope.rotate`'s."""
@@ -126,10 +126,7 @@ class Attention(nn.Module):
             return self._decode_part(q, step.part)
         return bifurcated_attention(
             q,
-            cache.k_ctx,
-            cache.v_ctx,
-            cache.k_suf,
-            cache.v_suf,
+            *cache.read(q.dtype),
             step.context_len,
             step.suffix_len,
             **self.attend,
@@ -142,10 +139,7 @@ class Attention(nn.Module):
         windowed = self.attend["window"] is not None
         o, top, total = bifurcated_attention(
             self.replicas.gather(q, 3),  # [G, r, n, replicas * h, d]
-            cache.k_ctx,
-            cache.v_ctx,
-            cache.k_suf,
-            cache.v_suf,
+            *cache.read(q.dtype),
             part.context_len,
             part.suffix_len,
             query_position=part.query_position if windowed else None,

@@ -9,6 +9,9 @@ Group j holds its context in slots [j*S_ctx, (j+1)*S_ctx); sample (j, i) its suf
 [(j*r+i)*S_dec, (j*r+i+1)*S_dec). Slots beyond the live length are never read, only multiplied by
 exact zeros, so they must be finite.
 
+With `kv_dtype` "fp8" the buffers hold keys and values divided by a factor of their head, `k_scale`
+and `v_scale` [g], as float8_e4m3fn within ±240 (see `quantisation`).
+
 Two worlds write them, through the same two functions below:
 
 * On a Neuron device, PyTorch/XLA and ModelBuilder alias registered, non-persistent buffers that
@@ -27,6 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.causal_lm.config import KV
+from models.causal_lm.quantisation import FP8, encode
 from nki_kernels.errors import InputError
 
 
@@ -66,18 +71,34 @@ class CacheShape:
 
 
 class KVCache(nn.Module):
-    """The keys and values of one layer; empty until `allocate`."""
+    """The keys and values of one layer; empty until `allocate`.
+
+    Args:
+        kv_dtype: "model", or "fp8".
+        g: key/value heads held here.
+        device: where the factors of the heads are.
+    """
 
     k_ctx: Tensor
     v_ctx: Tensor
     k_suf: Tensor
     v_suf: Tensor
+    k_scale: Tensor
+    v_scale: Tensor
     names = ("k_ctx", "v_ctx", "k_suf", "v_suf")
 
-    def __init__(self) -> None:
+    def __init__(self, kv_dtype: KV, g: int, device: torch.device) -> None:
         super().__init__()
+        self.fp8 = kv_dtype == "fp8"
         for name in self.names:
             self.register_buffer(name, None, persistent=False)
+        for name in ("k_scale", "v_scale"):
+            one = (
+                nn.Parameter(torch.ones(g, device=device), requires_grad=False)
+                if self.fp8
+                else None
+            )
+            self.register_parameter(name, one)
 
     def allocate(
         self, shape: CacheShape, g: int, d: int, dtype: torch.dtype, device: torch.device
@@ -85,6 +106,7 @@ class KVCache(nn.Module):
         """Makes the four buffers, zeroed; whatever was there before is released first."""
         for name in self.names:
             setattr(self, name, None)
+        dtype = FP8 if self.fp8 else dtype
         m_c, m_d = shape.context_slots, shape.suffix_slots
         self.k_ctx = torch.zeros(g, d, m_c, dtype=dtype, device=device)
         self.v_ctx = torch.zeros(g, m_c, d, dtype=dtype, device=device)
@@ -93,6 +115,7 @@ class KVCache(nn.Module):
 
     def write_context(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Stores `k` [g, d, S] and `v` [g, S, d] in context slots `slots` i64[S]."""
+        k, v = self._encode(k, v)
         self.k_ctx = write(self.k_ctx, 2, slots, k)
         self.v_ctx = write(self.v_ctx, 1, slots, v)
         self.k_suf = rebind(self.k_suf)
@@ -100,10 +123,29 @@ class KVCache(nn.Module):
 
     def write_suffix(self, k: Tensor, v: Tensor, rows: Tensor) -> None:
         """Stores `k` and `v` [g, G*r*n, d] in suffix rows `rows` i64[G*r*n]."""
+        k, v = self._encode(k, v)
         self.k_suf = write(self.k_suf, 1, rows, k)
         self.v_suf = write(self.v_suf, 1, rows, v)
         self.k_ctx = rebind(self.k_ctx)
         self.v_ctx = rebind(self.v_ctx)
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k_ctx, v_ctx, k_suf and v_suf as attention takes them; fp8 is widened to `dtype`."""
+        if not self.fp8:
+            return self.k_ctx, self.v_ctx, self.k_suf, self.v_suf
+        k, v = (scale.to(dtype).view(-1, 1, 1) for scale in (self.k_scale, self.v_scale))
+        return (
+            self.k_ctx.to(dtype) * k,
+            self.v_ctx.to(dtype) * v,
+            self.k_suf.to(dtype) * k,
+            self.v_suf.to(dtype) * v,
+        )
+
+    def _encode(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.fp8:
+            return k, v
+        k_scale, v_scale = self.k_scale.view(-1, 1, 1), self.v_scale.view(-1, 1, 1)
+        return encode(k, k_scale, FP8), encode(v, v_scale, FP8)
 
     def copy_context(self, S_ctx: int, source: int, targets: Sequence[int]) -> None:
         """Copies the context of group `source` into the slots of groups `targets`."""
@@ -121,6 +163,8 @@ class KVCache(nn.Module):
 
 def write(buffer: Tensor, dim: int, at: Tensor, new: Tensor) -> Tensor:
     """`buffer` with `new` at the indices `at` i64 of dimension `dim`; in place where it may be."""
+    if buffer.dtype == FP8:  # as bytes: what moves data is not made for every 8-bit float
+        return write(buffer.view(torch.uint8), dim, at, new.view(torch.uint8)).view(FP8)
     if out_of_place(buffer):
         return torch.index_copy(buffer, dim, at, new)
     return buffer.index_copy_(dim, at, new)
@@ -138,8 +182,9 @@ def rebind(buffer: Tensor) -> Tensor:
         return buffer
     first = torch.zeros(1, dtype=torch.int64, device=buffer.device)
     heads = buffer.flatten(1)  # [g, elements], the same memory
+    heads = heads.view(torch.uint8) if heads.dtype == FP8 else heads
     written = write(heads, 1, first, heads.index_select(1, first))
-    return written.view_as(buffer) if out_of_place(buffer) else buffer
+    return written.view(buffer.dtype).view_as(buffer) if out_of_place(buffer) else buffer
 
 
 def out_of_place(buffer: Tensor) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.causal_lm.cache import CacheShape
-from models.causal_lm.checkpoint import find_weights, load, rank_shards, read_weights
+from models.causal_lm.checkpoint import dtypes, find_weights, load, rank_shards, read_weights
 from models.causal_lm.directory import load_config, weight_files
 from models.causal_lm.network import CausalLM
 from models.causal_lm.storage import open_files
@@ -250,14 +250,15 @@ def _weights_on_meta() -> Iterator[None]:
 def _our_layers(directory: Path, dtype: torch.dtype, kernels: str) -> CausalLM:
     config = load_config(directory)
     model = CausalLM(config, dtype=dtype, device="meta", kernels=kernels)
-    parts = find_weights(directory, config, model.shards())
+    parts = find_weights(directory, config)
+    held = dtypes(model)
     resident = {name: part for name, part in parts.items() if not name.startswith("layers.")}
-    model.load_state_dict(read_weights(resident, dtype), strict=False, assign=True)
+    model.load_state_dict(read_weights(resident, held), strict=False, assign=True)
     model.tie_weights()
     for i, layer in enumerate(model.layers):
         prefix = f"layers.{i}."
         mine = {n.removeprefix(prefix): p for n, p in parts.items() if n.startswith(prefix)}
-        _on_demand(layer, partial(read_weights, mine, dtype))
+        _on_demand(layer, partial(read_weights, mine, {n: held[prefix + n] for n in mine}))
     return model
 
 

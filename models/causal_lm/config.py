@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from models.causal_lm.families import FAMILIES, Family, Windows, find_family
 from models.causal_lm.fields import Fields
@@ -19,6 +19,15 @@ from nki_kernels.errors import InputError
 
 RopeKind = Literal["default", "linear", "llama3", "longrope"]
 Activation = Literal["silu", "gelu_pytorch_tanh"]
+
+Weights = Literal["float", "int8", "fp8"]
+"""How projections are stored and held."""
+
+KV = Literal["model", "fp8"]
+"""How keys and values are held: in the dtype of the network, or in fp8."""
+
+QUANT_METHOD = "bifork"
+"""What `quantization_config` of a checkpoint of ours says."""
 
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "longrope")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_pytorch_tanh")
@@ -95,6 +104,9 @@ class ModelConfig:
         experts_per_token: how many it chooses.
         dtype: of the stored weights, as the file states it.
         eos_token_ids: tokens that end an answer.
+        weights: how projections are stored and held; see `quantisation`.
+        kv_dtype: how keys and values are held; see `quantisation`.
+        kv_scales: whether the checkpoint has the factors of keys and values; otherwise they are 1.
     """
 
     vocab_size: int
@@ -127,6 +139,9 @@ class ModelConfig:
     experts_per_token: int = 0
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
+    weights: Weights = "float"
+    kv_dtype: KV = "model"
+    kv_scales: bool = False
 
     def __post_init__(self) -> None:
         """Checks what fields say of each other."""
@@ -179,11 +194,6 @@ class ModelConfig:
         """
         family = find_family(raw)
         fields = Fields(raw, defaults=family.defaults)
-        if raw.get("quantization_config") is not None:
-            raise InputError(
-                "config.json: quantization_config is set; quantised checkpoints are not supported, "
-                "weights must be float32, bfloat16 or float16"
-            )
         hidden_size = fields.positive_int("hidden_size")
         h = fields.positive_int("num_attention_heads")
         d = fields.positive_int("head_dim", default=0)
@@ -217,8 +227,30 @@ class ModelConfig:
             dtype=fields.optional_str("dtype") or fields.optional_str("torch_dtype"),
             eos_token_ids=token_ids(raw.get("eos_token_id"), "config.json: eos_token_id"),
             activation=activation,
+            **_quantisation(fields),
             **family.options(fields),
         )
+
+
+def _quantisation(fields: Fields) -> dict[str, Any]:
+    """Reads `quantization_config` as `convert` writes it."""
+    raw = fields.raw.get("quantization_config")
+    if raw is None:
+        return {}
+    inner = Fields(raw, where="config.json: quantization_config")
+    if inner.raw.get("quant_method") != QUANT_METHOD:
+        raise inner.wrong(
+            "quant_method",
+            "weights must be float32, bfloat16 or float16, or quantised by scripts/convert.py",
+        )
+    for name, allowed in (("weights", Weights), ("kv_dtype", KV)):
+        if inner.raw.get(name) not in get_args(allowed):
+            raise inner.wrong(name, f"it must be one of {', '.join(get_args(allowed))}")
+    return {
+        "weights": inner.raw["weights"],
+        "kv_dtype": inner.raw["kv_dtype"],
+        "kv_scales": inner.boolean("kv_scales"),
+    }
 
 
 def token_ids(value: object, field: str) -> tuple[int, ...]:

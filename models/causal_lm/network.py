@@ -28,6 +28,7 @@ from models.causal_lm.cache import CacheShape, KVCache
 from models.causal_lm.config import ModelConfig
 from models.causal_lm.decode_step import DecodeStep
 from models.causal_lm.norm import RMSNorm, norm_or_nothing
+from models.causal_lm.quantisation import FP8, quantise_projections
 from models.causal_lm.sharding import KVSplit, Shard, check_kv_split, shards, split_heads
 from models.parallel import SINGLE, TensorParallel
 from nki_kernels.attention_state.reference import MASK
@@ -197,6 +198,11 @@ class CausalLM(nn.Module):
         check_kv_split(kv_split)
         self.heads = split_heads(config, parallel.size, parallel.rank)
         if kernels == "nki":
+            if config.kv_dtype != "model":
+                raise InputError(
+                    f"kv_dtype is {config.kv_dtype!r}, and the NKI kernels do not read it yet; use "
+                    "kernels='torch'"
+                )
             for layer in range(config.layers):
                 validate_for_kernels(config.d, config.window(layer), config.attention_softcap)
         device = torch.device(device)
@@ -215,6 +221,7 @@ class CausalLM(nn.Module):
         self.norm = RMSNorm(config, size, dtype, device)
         self.lm_head = parallel.column(size, vocab, False, dtype, device)
         self.tie_weights()
+        quantise_projections(self, config.weights, parallel.reduce)
         self.register_buffer("rope_cos", None, persistent=False)
         self.register_buffer("rope_sin", None, persistent=False)
         self.requires_grad_(False)
@@ -233,9 +240,14 @@ class CausalLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations and cache."""
+        """Of activations, and of weights and cache where they are not quantised."""
         dtype: torch.dtype = self.embed_tokens.weight.dtype
         return dtype
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the cache."""
+        return FP8 if self.config.kv_dtype == "fp8" else self.dtype
 
     def shards(self) -> dict[str, Shard]:
         """The part of a checkpoint's weight that each weight here is, by its name here."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.causal_lm.directory import UNFINISHED
 from models.causal_lm.storage import Advance, Source, sha256, write_file
-from models.files import TEMPORARY, write_json
+from models.files import TEMPORARY, replacing, write_json
 from nki_kernels.errors import InputError
 
 # Beside weights and config: the tokenizer, the chat template, generation defaults.
@@ -74,9 +74,10 @@ class Save:
                     shutil.copyfile(path, self.folder / path.name)
         write_json(self.folder / "config.json", config)
 
-    def finish(self, index: str, content: Mapping[str, Any]) -> None:
+    def finish(self, index: str, content: str) -> None:
         """Writes the index, which makes the folder a checkpoint."""
-        write_json(self.folder / index, content)
+        with replacing(self.folder / index) as file:
+            file.write(content.encode())
         # Records, and what a process that was killed could not remove.
         for path in [*self.folder.glob(f"*{UNFINISHED}"), *self.folder.glob(f"{TEMPORARY}*")]:
             path.unlink()

@@ -139,6 +139,9 @@ def shards(network: nn.Module, config: ModelConfig, tp: int, rank: int) -> dict[
         *_, module, kind = name.split(".")
         if module == "rank_util":
             continue  # the rank itself
+        if module == "cache":  # factors of key/value heads
+            found[name] = Shard((config.g,), 0, heads.first, heads.first + heads.g)
+            continue
         dim = 0 if module in _COLUMNS else 1 if module in _ROWS and kind == "weight" else None
         shape = list(weight.shape)
         if dim is None:

@@ -36,10 +36,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_parts(directory: Path, source: Path, tp: int, dtype: torch.dtype) -> None:
     """Fails unless each rank's weights in `directory` are its part of those in `source`."""
     config = load_config(source)
-    expected = read_weights(find_weights(source, config, rank_shards(config)), dtype)
+    whole = find_weights(source, config)
+    expected = read_weights(whole, dict.fromkeys(whole, dtype))
     for rank in range(tp):
         shards = rank_shards(config, tp, rank)
-        found = read_weights(find_weights(directory, config, shards, tp, rank), dtype)
+        parts = find_weights(directory, config, tp, rank)
+        found = read_weights(parts, dict.fromkeys(parts, dtype))
         assert set(found) == set(expected)
         for name, shard in shards.items():
             assert torch.equal(found[name], shard.take(expected[name])), f"{name} of rank {rank}"
@@ -128,7 +130,7 @@ def test_another_degree_is_refused(whole: Path, tmp_path: Path) -> None:
     config = load_config(whole)
     for tp, rank in ((1, 0), (4, 0), (4, 3)):
         with pytest.raises(InputError, match=f"split for tp = 2 and cannot .* tp = {tp}; .*--tp"):
-            find_weights(tmp_path / "out", config, rank_shards(config, tp, rank), tp, rank)
+            find_weights(tmp_path / "out", config, tp, rank)
     with pytest.raises(InputError, match="is split already"):
         split(tmp_path / "out", tmp_path / "again", tp=2)
     with pytest.raises(InputError, match=r"tp is 3; .* can be split over 1, 2, 4 ranks"):
@@ -146,7 +148,7 @@ def test_swapped_shards_are_seen(
     if fault is swap_in_index:
         with pytest.raises(InputError, match="for rank 0; it must be"):
             config = load_config(whole)
-            find_weights(out, config, rank_shards(config, 2, 0), 2, 0)
+            find_weights(out, config, 2, 0)
         return
     with pytest.raises(AssertionError, match="of rank 0"):
         check_parts(out, whole, 2, torch.float32)

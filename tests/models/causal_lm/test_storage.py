@@ -137,7 +137,7 @@ import sys
 from pathlib import Path
 import torch
 from models.causal_lm import storage
-from models.causal_lm.checkpoint import find_weights, rank_shards, read_weights
+from models.causal_lm.checkpoint import find_weights, read_weights
 from models.causal_lm.directory import load_config
 
 def kib(field):
@@ -148,8 +148,8 @@ directory, tp, rank, storage.BLOCK = Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = load_config(directory)
 torch.zeros(1000, dtype=torch.bfloat16).float()
 before = kib("VmRSS")
-shards = rank_shards(config, tp, rank)
-weights = read_weights(find_weights(directory, config, shards, tp, rank), torch.bfloat16)
+parts = find_weights(directory, config, tp, rank)
+weights = read_weights(parts, dict.fromkeys(parts, torch.bfloat16))
 print(sum(w.nbytes for w in weights.values()), (kib("VmHWM") - before) * 1024)
 """
 

@@ -8,14 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from models.causal_lm import load
+from models.causal_lm.config import KV
 from models.parallel import TensorParallel
 from nki_kernels.errors import InputError
 from tests.models.causal_lm.driver import run
 
 
-def logits(parallel: TensorParallel, directory: Path, **options: Any) -> tuple[Any, int]:
+def logits(
+    parallel: TensorParallel, directory: Path, kv_dtype: KV | None = None
+) -> tuple[Any, int]:
     """`driver.run` of a loaded checkpoint, and the bytes of its weights here."""
-    model = load(directory, parallel=parallel, **options)
+    model = load(directory, parallel=parallel, kv_dtype=kv_dtype)
     nbytes = sum({w.data_ptr(): w.nbytes for w in model.parameters()}.values())
     first, decoded = run(model)
     return [*first, decoded], nbytes
