@@ -337,11 +337,7 @@ def _bifurcated(
         "nki_kernels.bifurcated_attention.kernel",
         "bifurcated_attention_kernel",
         (*tensors, float(scale)),
-        {
-            "return_state": return_state,
-            "heads_per_pass": plan.heads_per_pass,
-            "tiles_per_pass": plan.tiles_per_pass,
-        },
+        {"return_state": return_state, **vars(plan)},
     )
 
 

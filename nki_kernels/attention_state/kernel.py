@@ -225,48 +225,6 @@ def weighted_values(weights, values, identity):
     return product
 
 
-def merge(a, b):
-    """The state of the union of two disjoint sets of keys, for all heads at once. Spends `a`."""
-    o_a, negmax_a, total_a = a
-    o_b, negmax_b, total_b = b
-    rows = negmax_a.shape[0]
-    heads = negmax_a.shape[1]
-    d = o_a.shape[1] // heads
-
-    negmax = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=negmax, data1=negmax_a, data2=negmax_b, op=nl.minimum)
-    factor = nl.ndarray((rows, 2 * heads), dtype=nl.float32, buffer=nl.sbuf)  # exp(max_x - max)
-    nisa.tensor_tensor(dst=factor[:, 0:heads], data1=negmax, data2=negmax_a, op=nl.subtract)
-    nisa.tensor_tensor(
-        dst=factor[:, heads : 2 * heads], data1=negmax, data2=negmax_b, op=nl.subtract
-    )
-    nisa.activation(dst=factor, op=nl.exp, data=factor)
-
-    total = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf)
-    share = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=total, data1=total_a, data2=factor[:, 0:heads], op=nl.multiply)
-    nisa.tensor_tensor(dst=share, data1=total_b, data2=factor[:, heads : 2 * heads], op=nl.multiply)
-    nisa.tensor_tensor(dst=total, data1=total, data2=share, op=nl.add)
-
-    for i in range(heads):
-        part = nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(
-            dst=part,
-            data=o_b[:, i * d : (i + 1) * d],
-            op0=nl.multiply,
-            operand0=factor[:, heads + i : heads + i + 1],
-        )
-        nisa.scalar_tensor_tensor(
-            dst=o_a[:, i * d : (i + 1) * d],
-            data=o_a[:, i * d : (i + 1) * d],
-            op0=nl.multiply,
-            operand0=factor[:, i : i + 1],
-            op1=nl.add,
-            operand1=part,
-        )
-    return (o_a, negmax, total)
-
-
 def finish(state, dtype):
     """The attention output o / total as an SBUF tile [R, heads·d]; 0 for a row that saw no key."""
     o, _, total = state

@@ -1,10 +1,11 @@
-"""Decode attention with a shared context, on a NeuronCore: a context state, a suffix state, a
-merge.
+"""Decode attention with a shared context, on a NeuronCore: chunks of the context and chunks of the
+suffixes, folded into one state a row.
 
-Query rows (sample, token, head of one kv head) lie on partitions, at most 128 a row tile. Against
-the context all row tiles of a group meet each K and V tile while it is in SBUF, so the context is
-read from HBM once a pass. Against the suffixes each row tile meets only its own samples' slots.
-Logits never leave the core. README.md draws it.
+Keys lie on partitions (see stages.py). Query rows are (sample, token, head of one
+kv head), at most 128 a row tile. Each block of the context's keys and values is loaded once and met
+by all row tiles of its group; each row tile's suffixes are loaded for it alone, several samples
+sharing partitions. All chunks of a call pass through one pipeline of stages, so that every engine
+has work of other chunks while one waits. Logits never leave the core. README.md draws it.
 
 Legal on NeuronCore-v2 and later and in NKI 0.2 to 0.7. Imports only `nki` and pieces under that
 rule.
@@ -16,19 +17,27 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import (
-    BANK,
-    MASK,
-    PARTITIONS,
-    accumulate,
-    diagonal,
-    finish,
-    highest_logits,
-    load_rows,
-    merge,
+from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, TINY, transpose_rows
+from nki_kernels.bifurcated_attention.stages import (
+    add_sums,
+    add_to_state,
+    banks_of,
+    chunk_constants,
+    find_highest,
+    group_logits,
+    new_chunk,
     new_state,
-    offset_grid,
-    transpose_rows,
+    pitch_of,
+    settle_max,
+    tile_logits,
+    tile_weights,
+    weigh,
+)
+from nki_kernels.bifurcated_attention.suffix import (
+    load_suffix,
+    suffix_logits,
+    suffix_product,
+    suffix_sizes,
 )
 
 
@@ -45,6 +54,11 @@ def bifurcated_attention_kernel(
     return_state=False,
     heads_per_pass=1,
     tiles_per_pass=1,
+    block_slots=16,
+    suffix_slots=8,
+    suffix_tiles=8,
+    chunk_columns=1024,
+    ahead=2,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -56,80 +70,54 @@ def bifurcated_attention_kernel(
     suffix_len     int32 [G, r]       live suffix rows of a sample, this step's n tokens included
     scale          compile-time float, > 0
     return_state   also return max and sum, float32 [G, r, n, h]
-    heads_per_pass, tiles_per_pass    kv heads and row tiles whose states share SBUF (see tuning.py)
+    and the sizes of `tuning.Schedule`.
 
     Query token t sees the whole context, and its suffix up to row suffix_len - (n - 1 - t).
     """
     G, r, n, h, d = q.shape
     g = k_ctx.shape[0]
     out = nl.ndarray((G, r, n, h, d), dtype=q.dtype, buffer=nl.shared_hbm)
-    out_max = None
-    out_sum = None
+    stores = [out]
     if return_state:
         out_max = nl.ndarray((G, r, n, h), dtype=nl.float32, buffer=nl.shared_hbm)
         out_sum = nl.ndarray((G, r, n, h), dtype=nl.float32, buffer=nl.shared_hbm)
+        stores = [out, out_max, out_sum]
+    call = {
+        "q": q,
+        "k_ctx": k_ctx,
+        "v_ctx": v_ctx,
+        "k_suf": k_suf,
+        "v_suf": v_suf,
+        "context_len": context_len,
+        "suffix_len": suffix_len,
+        "scale": scale,
+        "stores": stores,
+    }
 
-    constants = make_constants(q.dtype)
-    identity = constants["identity"]
+    constants = chunk_constants(q.dtype, MASK)
     tiles = row_tiles(r, n, h // g)
-    members = sample_rows(tiles[0], n, h // g)
-
+    jobs: list = []
     for group in range(G):
         for first in range(0, len(tiles), tiles_per_pass):
             batch = tiles[first : min(first + tiles_per_pass, len(tiles))]
+            blocks = context_blocks(k_ctx.shape[2] // G, block_slots)
             for kv in range(0, g, heads_per_pass):
                 heads = min(heads_per_pass, g - kv)
-                queries = []
-                states = []
+                rooms = []
                 for tile in batch:
-                    queries.append(load_queries(q, group, tile, kv, heads, g, identity))
-                    states.append(new_state(tile_rows(tile), heads, d))
-                context_states(
-                    states, queries, k_ctx, v_ctx, context_len, group, kv, heads, scale, constants
-                )
-                for i in range(len(batch)):
-                    suffix = suffix_state(
-                        queries[i],
-                        k_suf,
-                        v_suf,
-                        suffix_len,
-                        group,
-                        batch[i],
-                        members,
-                        n,
-                        kv,
-                        heads,
-                        scale,
-                        constants,
-                    )
-                    whole = merge(states[i], suffix)
-                    store_heads(out, finish(whole, q.dtype), group, batch[i], kv, heads, g)
-                    if return_state:
-                        top = highest_logits(whole)
-                        store_rows(out_max, top, group, batch[i], kv, heads, g)
-                        store_rows(out_sum, whole[2], group, batch[i], kv, heads, g)
+                    rooms.append(new_room(q, group, tile, kv, heads, g))
+                for i in range(heads):
+                    states = []
+                    for t in range(len(batch)):
+                        states.append(new_state(tile_rows(batch[t]), d, return_state))
+                        sizes = suffix_sizes(call, batch[t], suffix_slots, suffix_tiles)
+                        plan_suffix(jobs, rooms[t], states[t], i, sizes, chunk_columns)
+                    plan_context(jobs, rooms, states, i, blocks, chunk_columns)
+    run(call, jobs, ahead, constants)
 
     if return_state:
-        return out, out_max, out_sum
-    return out
-
-
-def make_constants(dtype):
-    """Tiles that every group uses: an identity, the two ways to add MASK, and column numbers."""
-    grid = offset_grid(PARTITIONS, PARTITIONS)
-    # Stationary [1, R]: adds MASK to all rows where the moving row [1, keys] is 1.
-    mask_row = nl.ndarray((1, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
-    nisa.memset(dst=mask_row, value=MASK)
-    # [R, 512], column number; counts to 512 are exact in fp32.
-    columns = nl.ndarray((PARTITIONS, BANK), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=columns, pattern=[[1, BANK]], offset=0, channel_multiplier=0)
-    return {
-        "identity": diagonal(grid, 1.0, dtype),
-        # Stationary [R, R]: adds MASK to row i where row i of the moving tile [R, keys] is 1.
-        "mask_diagonal": diagonal(grid, MASK, nl.bfloat16),
-        "mask_row": mask_row,
-        "columns": columns,
-    }
+        return stores[0], stores[1], stores[2]
+    return stores[0]
 
 
 def row_tiles(r, n, p):
@@ -191,175 +179,317 @@ def load_queries(q, group, tile, kv, heads, g, identity):
     return turned
 
 
-def store_heads(out, tile_out, group, tile, kv, heads, g):
-    """Store an SBUF tile [R, heads·d] to its rows of [G, r, n, h, d]."""
-    _, r, n, h, d = out.shape
-    pattern, offset = row_pattern(tile, group, kv, heads, r, n, h, g, d)
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=tile_out)
+def new_room(q, group, tile, kv, heads, g):
+    """What the chunks of one row tile share in one pass over `heads` kv heads from `kv` on."""
+    return {
+        "group": group,
+        "tile": tile,
+        "kv": kv,
+        "heads": heads,
+        "g": g,
+        "rows": tile_rows(tile),
+        "queries": [],  # an SBUF view [d, rows] a kv head, once loaded
+        "dead": [],  # masks of the suffix chunks, made for the first head
+        "results": [],
+    }
 
 
-def store_rows(out, statistic, group, tile, kv, heads, g):
-    """Store an SBUF tile [R, heads] to its rows of [G, r, n, h]."""
-    _, r, n, h = out.shape
-    pattern, offset = row_pattern(tile, group, kv, heads, r, n, h, g, 1)
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=statistic)
+# --- the plan: a list of jobs, each one chunk of keys against one row tile
 
 
-def context_states(states, queries, k_ctx, v_ctx, context_len, group, kv, heads, scale, constants):
-    """Fold the group's context into the states of its row tiles, each K and V tile loaded once."""
+def context_blocks(slots, block_slots):
+    """Cut a context into blocks that are loaded at once: (start, slots a partition, partitions).
+
+    A partition takes consecutive keys, so that V is read in long runs. What is left over after
+    blocks of 128 · block_slots keys is a block with fewer slots, and one of fewer partitions.
+    """
+    blocks = []
+    start = 0
+    while slots - start >= PARTITIONS:
+        size = min(block_slots, (slots - start) // PARTITIONS)
+        blocks.append({"start": start, "slots": size, "parts": PARTITIONS, "dead": []})
+        start += size * PARTITIONS
+    if start < slots:
+        blocks.append({"start": start, "slots": 1, "parts": slots - start, "dead": []})
+    return blocks
+
+
+def plan_context(jobs, rooms, states, head, blocks, chunk_columns):
+    """Append the jobs of one kv head's context: block by block, so that each is loaded once."""
+    for b in range(len(blocks)):
+        block = {"shared": blocks[b], "keys": [], "values": []}
+        for t in range(len(rooms)):
+            tiles = max(1, chunk_columns // pitch_of(rooms[t]["rows"]))
+            for first in range(0, blocks[b]["slots"], tiles):
+                count = min(tiles, blocks[b]["slots"] - first)
+                last = b + 1 == len(blocks) and first + count == blocks[b]["slots"]
+                jobs.append(
+                    {
+                        "context": True,
+                        "room": rooms[t],
+                        "state": states[t],
+                        "head": head,
+                        "block": block,
+                        "first": first,
+                        "tiles": count,
+                        "parts": blocks[b]["parts"],
+                        "last": last,
+                    }
+                )
+
+
+def plan_suffix(jobs, room, state, head, sizes, chunk_columns):
+    """Append the jobs of one row tile's suffixes for one kv head."""
+    tiles = min(sizes["step"], max(1, chunk_columns // pitch_of(room["rows"])))
+    for first in range(0, sizes["slots"], tiles):
+        jobs.append(
+            {
+                "context": False,
+                "room": room,
+                "state": state,
+                "head": head,
+                "sizes": sizes,
+                "first": first,
+                "tiles": min(tiles, sizes["slots"] - first),
+                "number": first // tiles,
+                "parts": sizes["parts"],
+                "last": False,
+            }
+        )
+
+
+# --- the pipeline
+
+
+def run(call, jobs, ahead, constants):
+    """Take every job through its stages, those of neighbours interleaved.
+
+    Engines work in program order. So that none waits long, a step makes the logits of one job
+    while the one before it settles its maxima and is weighed, and the one before that is folded;
+    loads are `ahead` jobs early.
+    """
+    count = len(jobs)
+    scale = call["scale"]
+    dtype = call["q"].dtype
+    shared: dict = {"length": [], "length_of": []}
+    for i in range(min(ahead, count)):
+        prepare(call, jobs[i], shared, constants)
+    for step in range(count + 2):
+        if step + ahead < count:
+            prepare(call, jobs[step + ahead], shared, constants)
+        if step >= 1 and step <= count:
+            settle_max(jobs[step - 1]["chunk"], jobs[step - 1]["state"], scale, constants)
+        if step < count:
+            make_logits(jobs[step], constants)
+            find_highest(jobs[step]["chunk"])
+        if step >= 2:
+            fold(call, jobs[step - 2], constants)
+        if step >= 1 and step <= count:
+            weigh(jobs[step - 1]["chunk"], scale, dtype, constants)
+
+
+def prepare(call, job, shared, constants):
+    """Load what a job needs and no job before it has loaded."""
+    room = job["room"]
+    if len(room["queries"]) == 0:
+        room["queries"] = load_queries(
+            call["q"],
+            room["group"],
+            room["tile"],
+            room["kv"],
+            room["heads"],
+            room["g"],
+            constants["identity"],
+        )
+    if job["context"]:
+        load_context(call, job, shared)
+    else:
+        load_suffix(call, job, constants)
+
+
+def make_logits(job, constants):
+    """First stage: masked logits of a chunk."""
+    room = job["room"]
+    chunk = new_chunk(room["rows"], job["tiles"], job["parts"])
+    job["chunk"] = chunk
+    if job["context"]:
+        context_logits(job, chunk, constants)
+    else:
+        suffix_logits(job, chunk, constants)
+
+
+def fold(call, job, constants):
+    """Last stage: weights meet values, and the state takes the result; the last one is stored."""
+    rows = job["room"]["rows"]
+    d = call["q"].shape[4]
+    product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
+    if job["context"]:
+        context_product(job, product, d)
+    else:
+        suffix_product(job, product, d, constants)
+    add_sums(product, job["chunk"], d, constants)
+    add_to_state(job["state"], job["chunk"], product)
+    if job["last"]:
+        finish(call, job, d)
+
+
+# --- the context
+
+
+def load_context(call, job, shared):
+    """K [d, keys] and V [128, keys a partition · d] of a block, and which of its keys are dead."""
+    block = job["block"]
+    if len(block["keys"]) > 0:
+        return
+    room = job["room"]
+    cut = block["shared"]
+    start = cut["start"]
+    slots = cut["slots"]
+    parts = cut["parts"]
+    k_ctx = call["k_ctx"]
     d = k_ctx.shape[1]
-    slots = k_ctx.shape[2]
-    S_ctx = slots // context_len.shape[0]
-    length = load_int(context_len.ap(pattern=[[1, 1], [1, 1]], offset=group), 1)
-    for start in range(0, S_ctx, BANK):
-        count = min(BANK, S_ctx - start)
-        keys = nl.ndarray((d, heads * count), dtype=k_ctx.dtype, buffer=nl.sbuf)
+    width = k_ctx.shape[2]
+    at = room["group"] * (width // call["context_len"].shape[0]) + start
+    kv = room["kv"] + job["head"]
+    keys = nl.ndarray((d, parts * slots), dtype=k_ctx.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(
+        dst=keys,
+        src=k_ctx.ap(pattern=[[width, d], [1, parts * slots]], offset=kv * d * width + at),
+    )
+    values = nl.ndarray((parts, slots * d), dtype=k_ctx.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(
+        dst=values,
+        src=call["v_ctx"].ap(
+            pattern=[[slots * d, parts], [1, slots * d]], offset=(kv * width + at) * d
+        ),
+    )
+    block["keys"].append(keys)
+    block["values"].append(values)
+    if len(cut["dead"]) == 0:
+        cut["dead"].append(dead_keys(call, room["group"], start, slots, parts, shared))
+
+
+def dead_keys(call, group, start, slots, parts, shared):
+    """bf16 [slots, partitions], 1 where a key of a block lies at or behind context_len."""
+    if len(shared["length"]) == 0 or shared["length_of"][-1] != group:
+        raw = nl.ndarray((PARTITIONS, 1), dtype=nl.int32, buffer=nl.sbuf)
         nisa.dma_copy(
-            dst=keys,
-            src=k_ctx.ap(
-                pattern=[[slots, d], [d * slots, heads], [1, count]],
-                offset=kv * d * slots + group * S_ctx + start,
-            ),
+            dst=raw,
+            src=call["context_len"].ap(pattern=[[0, PARTITIONS], [1, 1]], offset=group),
         )
-        values = load_rows(v_ctx, kv, heads, group * S_ctx + start, count)
-        dead = nl.ndarray((1, count), dtype=nl.bfloat16, buffer=nl.sbuf)  # 1 from context_len on
-        nisa.tensor_scalar(
-            dst=dead,
-            data=constants["columns"][0:1, 0:count],
-            op0=nl.add,
-            operand0=start * 1.0,
-            op1=nl.greater_equal,
-            operand1=length,
-        )
-        for i in range(heads):
-            for tile in range(len(states)):
-                rows = queries[tile][i].shape[1]
-                logits = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.psum)
-                nisa.nc_matmul(
-                    dst=logits,
-                    stationary=queries[tile][i],
-                    moving=keys[:, i * count : (i + 1) * count],
-                )
-                nisa.nc_matmul(
-                    dst=logits,
-                    stationary=constants["mask_row"][:, 0:rows],
-                    moving=dead,
-                )
-                accumulate(
-                    states[tile], i, logits, values[i], constants["identity"], scale, start == 0
-                )
-
-
-def suffix_state(
-    queries, k_suf, v_suf, suffix_len, group, tile, members, n, kv, heads, scale, constants
-):
-    """The state of a row tile against its own samples' suffixes, 512 slots of them at a time."""
-    s, samples, t, tokens, _, count = tile
-    G, r = suffix_len.shape
-    d = k_suf.shape[2]
-    S_dec = k_suf.shape[1] // (G * r)
-    rows = tile_rows(tile)
-    state = new_state(rows, heads, d)
-    bounds = slot_bounds(suffix_len, group, s, samples, t, tokens, count, n, S_dec, members)
-    base = (group * r + s) * S_dec
-    for start in range(0, samples * S_dec, BANK):
-        size = min(BANK, samples * S_dec - start)
-        keys = load_rows(k_suf, kv, heads, base + start, size)
-        values = load_rows(v_suf, kv, heads, base + start, size)
-        dead = dead_slots(bounds, start, size, samples > 1, constants["columns"])
-        for i in range(heads):
-            logits = nl.ndarray((rows, size), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_matmul(
-                dst=logits,
-                stationary=queries[i],
-                moving=transpose_rows(keys[i], constants["identity"]),
-            )
-            nisa.nc_matmul(
-                dst=logits,
-                stationary=constants["mask_diagonal"][0:rows, 0:rows],
-                moving=dead,
-            )
-            accumulate(state, i, logits, values[i], constants["identity"], scale, start == 0)
-    return state
-
-
-def sample_rows(tile, n, p):
-    """fp32 [samples, rows] with 1 where a row of the tile belongs to a sample, else 0.
-
-    Made for the largest tile; a smaller one uses its top left corner.
-    """
-    samples = tile[1]
-    rows = tile_rows(tile)
-    width = n * p
-    # How far a row lies behind its sample's first.
-    behind = nl.ndarray((samples, rows), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=behind, pattern=[[1, rows]], offset=0, channel_multiplier=-width)
-    inside = nl.ndarray((samples, rows), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=inside, data=behind, op0=nl.greater_equal, operand0=0.0)
-    nisa.scalar_tensor_tensor(
-        dst=inside, data=behind, op0=nl.less, operand0=width * 1.0, op1=nl.multiply, operand1=inside
-    )
-    return inside
-
-
-def slot_bounds(suffix_len, group, s, samples, t, tokens, count, n, S_dec, members):
-    """First live and first dead slot of each row, from the tile's first sample on: fp32 [R, 2].
-
-    A sample's bounds are made on its own partition, then carried to its rows by a product with
-    `members`, which holds 0 and 1.
-    """
-    r = suffix_len.shape[1]
-    rows = samples * tokens * count
-    ends = nl.ndarray((samples, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=ends[:, 0:1], pattern=[[1, 1]], offset=0, channel_multiplier=S_dec)
-    length = load_int(suffix_len.ap(pattern=[[1, samples], [1, 1]], offset=group * r + s), samples)
-    nisa.tensor_tensor(dst=ends[:, 1:2], data1=ends[:, 0:1], data2=length, op=nl.add)
-    spread = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_matmul(
-        dst=spread,
-        stationary=members[0:samples, 0:rows],
-        moving=ends,
-        is_stationary_onezero=True,
-    )
-    if n > 1:
-        # Token t of n does not see the n - 1 - t tokens behind it: add t - (n - 1) to its end.
-        unseen = nl.ndarray((1, rows), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.iota(dst=unseen, pattern=[[0, samples], [1, tokens], [0, count]], offset=t - (n - 1))
-        one = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.memset(dst=one, value=1.0)
-        nisa.nc_matmul(dst=spread[:, 1:2], stationary=unseen, moving=one)
-    bounds = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=bounds, src=spread)
-    return bounds
-
-
-def dead_slots(bounds, start, size, several, columns):
-    """bf16 [R, size], 1 where a row must not see slot start + column: another's, or dead."""
-    rows = bounds.shape[0]
-    local = bounds
-    if start > 0:
-        local = nl.ndarray((rows, 2), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=local, data=bounds, op0=nl.subtract, operand0=start * 1.0)
-    dead = nl.ndarray((rows, size), dtype=nl.bfloat16, buffer=nl.sbuf)
+        length = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=length, src=raw)
+        shared["length"].append(length)
+        shared["length_of"].append(group)
+    # Slot j of partition p holds key start + p · slots + j.
+    keys = nl.ndarray((slots, parts), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=keys, pattern=[[slots, parts]], offset=start, channel_multiplier=1)
+    dead = nl.ndarray((slots, parts), dtype=nl.bfloat16, buffer=nl.sbuf)
     nisa.tensor_scalar(
-        dst=dead, data=columns[0:rows, 0:size], op0=nl.greater_equal, operand0=local[:, 1:2]
+        dst=dead, data=keys, op0=nl.greater_equal, operand0=shared["length"][-1][0:slots, :]
     )
-    if several:
-        nisa.scalar_tensor_tensor(
-            dst=dead,
-            data=columns[0:rows, 0:size],
-            op0=nl.less,
-            operand0=local[:, 0:1],
-            op1=nl.maximum,
-            operand1=dead,
-        )
     return dead
 
 
-def load_int(source, rows):
-    """An int32 column [rows, 1] of HBM as fp32 in SBUF; exact below 2^24."""
-    raw = nl.ndarray((rows, 1), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw, src=source)
-    column = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=column, src=raw)
-    return column
+def context_logits(job, chunk, constants):
+    """K · q, and MASK on top where a key is dead: flags times a diagonal, a PSUM bank at a time."""
+    cut = job["block"]["shared"]
+    slots = cut["slots"]
+    parts = chunk["parts"]
+    keys = job["block"]["keys"][0]
+    queries = job["room"]["queries"][job["head"]]
+    for tile in range(chunk["tiles"]):
+        nisa.nc_matmul(
+            dst=tile_logits(chunk, tile, 0, chunk["rows"]),
+            stationary=keys.ap(
+                pattern=[[parts * slots, keys.shape[0]], [slots, parts]],
+                offset=job["first"] + tile,
+            ),
+            moving=queries,
+        )
+    group = chunk["group"]
+    for first, count in banks_of(chunk):
+        nisa.nc_matmul(
+            dst=group_logits(chunk, first, count),
+            stationary=cut["dead"][0],
+            moving=constants["mask_diagonal"].ap(
+                pattern=[[PARTITIONS, slots], [group, count], [0, chunk["rows"]], [1, group]],
+                offset=job["first"] + first * group,
+            ),
+        )
+
+
+def context_product(job, product, d):
+    """Weights times the context's values."""
+    values = job["block"]["values"][0]
+    rows = job["room"]["rows"]
+    for tile in range(job["tiles"]):
+        at = (job["first"] + tile) * d
+        nisa.nc_matmul(
+            dst=product[:, 0:d],
+            stationary=tile_weights(job["chunk"], tile, 0, rows),
+            moving=values[:, at : at + d],
+        )
+
+
+# --- results
+
+
+def finish(call, job, d):
+    """o / sum, 0 for a row that saw no key; and the statistics. Stored once all heads are there."""
+    room = job["room"]
+    heads = room["heads"]
+    rows = room["rows"]
+    i = job["head"]
+    state = job["state"]
+    total = state["o"][:, d : d + 1]
+    if len(room["results"]) == 0:
+        room["results"].append(nl.ndarray((rows, heads * d), dtype=call["q"].dtype, buffer=nl.sbuf))
+        for _ in range(1, len(call["stores"])):
+            room["results"].append(nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf))
+    inverse = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=inverse, data=total, op0=nl.maximum, operand0=TINY)
+    nisa.reciprocal(dst=inverse, data=inverse)
+    nisa.tensor_scalar(
+        dst=room["results"][0][:, i * d : (i + 1) * d],
+        data=state["o"][:, 0:d],
+        op0=nl.multiply,
+        operand0=inverse,
+    )
+    if len(call["stores"]) > 1:
+        # Of a row that saw no key the max is MASK, which absorbs.
+        highest = state["highest"][-1]
+        less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=highest, op=nl.subtract)
+        factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=factor, op=nl.exp, data=less, scale=call["scale"])
+        none = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=none, data=total, op0=nl.equal, operand0=0.0, op1=nl.multiply, operand1=MASK
+        )
+        nisa.scalar_tensor_tensor(
+            dst=room["results"][1][:, i : i + 1],
+            data=highest,
+            op0=nl.multiply,
+            operand0=call["scale"],
+            op1=nl.add,
+            operand1=none,
+        )
+        nisa.tensor_tensor(
+            dst=room["results"][2][:, i : i + 1], data1=total, data2=factor, op=nl.multiply
+        )
+    if i + 1 == heads:
+        for j in range(len(call["stores"])):
+            store_rows(call["stores"][j], room["results"][j], room)
+
+
+def store_rows(out, result, room):
+    """Store an SBUF tile [rows, heads · width] to its rows of [G, r, n, h, width]."""
+    r = out.shape[1]
+    n = out.shape[2]
+    h = out.shape[3]
+    width = result.shape[1] // room["heads"]
+    pattern, offset = row_pattern(
+        room["tile"], room["group"], room["kv"], room["heads"], r, n, h, room["g"], width
+    )
+    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)

@@ -40,11 +40,12 @@ from tests.nki_kernels.running import (
 STATE = "attention_state"
 DECODE = "bifurcated_attention"
 PREFILL = "flash_attention"
+PIECES = ("plan", "stages", "suffix", "kernel")  # files of a room, what imports after what it takes
 
 
 @dataclass(frozen=True)
 class Planted:
-    """One planted error: in the kernel.py of `room`, `old` (found once) becomes `new`."""
+    """One planted error: in a kernel source of `room`, `old` (found once) becomes `new`."""
 
     name: str
     room: str
@@ -56,58 +57,118 @@ ERRORS = [
     Planted(
         "context mask lets one slot too many through",
         DECODE,
-        "op1=nl.greater_equal,\n            operand1=length",
-        "op1=nl.greater,\n            operand1=length",
+        'data=keys, op0=nl.greater_equal, operand0=shared["length"]',
+        'data=keys, op0=nl.greater, operand0=shared["length"]',
+    ),
+    Planted(
+        "context mask of a neighbouring slot",
+        DECODE,
+        'offset=job["first"] + first * group,\n            ),\n        )\n\n\ndef context_product',
+        "offset=first * group,\n            ),\n        )\n\n\ndef context_product",
     ),
     Planted(
         "suffix mask lets one slot too many through",
         DECODE,
-        "op0=nl.greater_equal, operand0=local[:, 1:2]",
-        "op0=nl.greater, operand0=local[:, 1:2]",
+        'operand0=job["first"] * 1.0,\n        op1=nl.greater_equal,',
+        'operand0=job["first"] * 1.0,\n        op1=nl.greater,',
     ),
     Planted(
-        "suffix mask hides a sample's first token",
+        "suffix mask forgets where its chunk starts",
         DECODE,
-        "op0=nl.less,\n            operand0=local[:, 0:1]",
-        "op0=nl.less_equal,\n            operand0=local[:, 0:1]",
+        'operand0=job["first"] * 1.0,',
+        "operand0=0.0,",
+    ),
+    Planted(
+        "a sample sees its neighbour's suffix",
+        DECODE,
+        "on_false_value=FAR",
+        "on_false_value=0.0",
     ),
     Planted("tokens of a step see each other's future", DECODE, "offset=t - (n - 1)", "offset=0"),
     Planted("tokens of a step miss themselves", DECODE, "offset=t - (n - 1)", "offset=t - n"),
     Planted(
-        "last context block skipped",
+        "keys left over from whole blocks skipped",
         DECODE,
-        "for start in range(0, S_ctx, BANK):",
-        "for start in range(0, max(S_ctx - BANK, 1), BANK):",
+        "    if start < slots:\n        blocks.append",
+        "    if start + 100 < slots:\n        blocks.append",
     ),
     Planted(
-        "last suffix block skipped",
+        "last slots of the suffixes skipped",
         DECODE,
-        "for start in range(0, samples * S_dec, BANK):",
-        "for start in range(0, max(samples * S_dec - BANK, 1), BANK):",
+        'for first in range(0, sizes["slots"], tiles):',
+        'for first in range(0, max(sizes["slots"] - 4, 1), tiles):',
     ),
     Planted(
         "every row tile reads the first one's suffix lengths",
         DECODE,
-        "offset=group * r + s), samples)",
-        "offset=group * r), samples)",
+        'offset=room["group"] * r + s\n',
+        'offset=room["group"] * r\n',
     ),
     Planted(
         "every group reads the first one's context length",
         DECODE,
-        "pattern=[[1, 1], [1, 1]], offset=group)",
-        "pattern=[[1, 1], [1, 1]], offset=0)",
+        "[1, 1]], offset=group),",
+        "[1, 1]], offset=0),",
     ),
     Planted(
         "every group reads the first one's context values",
         DECODE,
-        "heads, group * S_ctx + start, count)",
-        "heads, start, count)",
+        "offset=(kv * width + at) * d",
+        "offset=(kv * width + start) * d",
     ),
     Planted(
         "suffix rows of the neighbouring sample",
         DECODE,
-        "base = (group * r + s) * S_dec",
-        "base = (group * r + max(s - 1, 0)) * S_dec",
+        'base = (room["group"] * r + room["tile"][0]) *',
+        'base = (room["group"] * r + max(room["tile"][0] - 1, 0)) *',
+    ),
+    Planted(
+        "logits not scaled",
+        DECODE,
+        "data=group_logits(chunk, 0, tiles // group),\n        scale=scale,",
+        "data=group_logits(chunk, 0, tiles // group),\n        scale=1.0,",
+    ),
+    Planted(
+        "state not decayed",
+        DECODE,
+        'operand0=chunk["decay"],',
+        "operand0=1.0,",
+    ),
+    Planted(
+        "max forgotten between chunks",
+        DECODE,
+        'data1=found, data2=state["top"][-1], op=nl.maximum',
+        "data1=found, data2=found, op=nl.maximum",
+    ),
+    Planted(
+        "shift not taken from the logits",
+        DECODE,
+        "nisa.memset(dst=minus, value=-1.0)",
+        "nisa.memset(dst=minus, value=0.0)",
+    ),
+    Planted(
+        "a row without keys counts its masked slots",
+        DECODE,
+        "nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)",
+        "nisa.tensor_copy(dst=top, src=found)",
+    ),
+    Planted(
+        "every tile meets the first one's weights",
+        DECODE,
+        'stationary=tile_weights(job["chunk"], tile, 0, rows)',
+        'stationary=tile_weights(job["chunk"], 0, 0, rows)',
+    ),
+    Planted(
+        "weights of one tile left out of the sum",
+        DECODE,
+        'for tile in range(chunk["tiles"]):\n        nisa.nc_matmul(\n            dst=product[:, d',
+        "for tile in range(1):\n        nisa.nc_matmul(\n            dst=product[:, d",
+    ),
+    Planted(
+        "decode output not divided",
+        DECODE,
+        "nisa.reciprocal(dst=inverse, data=inverse)",
+        "pass",
     ),
     Planted(
         "query heads interleaved over kv heads",
@@ -128,18 +189,6 @@ ERRORS = [
         STATE,
         "operand0=decay, op1=nl.add, operand1=product",
         "operand0=1.0, op1=nl.add, operand1=product",
-    ),
-    Planted(
-        "max forgotten between blocks",
-        STATE,
-        "nisa.tensor_copy(dst=negmax_head, src=shift)",
-        "nisa.tensor_copy(dst=shift, src=negmax_head)",
-    ),
-    Planted(
-        "merge swaps the two factors",
-        STATE,
-        "data1=negmax, data2=negmax_a, op=nl.subtract",
-        "data1=negmax, data2=negmax_b, op=nl.subtract",
     ),
     Planted("a row without keys counts its masked slots", STATE, "FLOOR = -1.0e30", "FLOOR = MASK"),
     Planted(
@@ -184,10 +233,11 @@ ERRORS = [
 
 DECODE_CASES = [
     Case(m_c=40, m_d=6, b=3, h=4, g=2, d=16, G=2),
-    Case(m_c=600, m_d=9, b=2, h=4, g=2, d=16, n=3),
+    Case(m_c=1100, m_d=9, b=2, h=4, g=2, d=16, n=3, G=2, seed=3),
     Case(m_c=20, m_d=9, b=70, h=4, g=2, d=16),
     Case(m_c=40, m_d=6, b=3, h=2, g=1, d=16, G=2, empty="both"),
 ]
+DECODE_SIZES = {"chunk_columns": 32}  # several chunks a block
 PREFILL_CASES = [FlashCase(2, 140, 4, 2, 16), FlashCase(1, 600, 4, 2, 16)]
 
 
@@ -199,20 +249,27 @@ def load(planted: Planted | None, room: str, folder: Path) -> Any:
     """
     package = Path(nki_kernels.__file__).parent
     name = f"planted_{folder.name}"
-    modules = {}
-    for source in (STATE, room):
-        text = (package / source / "kernel.py").read_text()
-        if planted is not None and planted.room == source:
-            if text.count(planted.old) != 1:
-                raise LookupError(f"{planted.name}: {source}/kernel.py holds its text not once")
-            text = text.replace(planted.old, planted.new)
-        text = text.replace("nki_kernels.attention_state.kernel", f"{name}_{STATE}")
-        path = folder / f"{name}_{source}.py"
-        path.write_text(text)
-        modules[source] = path
+    sources = [
+        (source, path.stem, path.read_text())
+        for source in (STATE, room)
+        for path in (package / source / f"{stem}.py" for stem in PIECES)
+        if path.exists()
+    ]
+    if planted is not None and planted.room in (STATE, room):
+        texts = [text for source, _, text in sources if source == planted.room]
+        if sum(text.count(planted.old) for text in texts) != 1:
+            raise LookupError(f"{planted.name}: {planted.room} holds its text not once")
     launch.load(*BIFURCATED)  # binds nki
-    for source, path in modules.items():
-        spec = importlib.util.spec_from_file_location(f"{name}_{source}", path)
+    for source, stem, text in sources:
+        if planted is not None and planted.room == source:
+            text = text.replace(planted.old, planted.new)
+        for other, part, _ in sources:
+            text = text.replace(
+                f"nki_kernels.{other}.{part} import", f"{name}_{other}_{part} import"
+            )
+        path = folder / f"{name}_{source}_{stem}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
@@ -226,7 +283,8 @@ def differences(kernel: Any, room: str) -> Iterator[tuple[str, float]]:
         for case in DECODE_CASES:
             arguments = make(case)
             expected = oracle(arguments)[0]
-            actual = simulate(kernel, arguments, **bifurcated_options(arguments))
+            options = bifurcated_options(arguments) | DECODE_SIZES
+            actual = simulate(kernel, arguments, **options)
             yield str(case), error(actual, expected) / tolerance(expected, case.dtype)
     else:
         for flash_case in PREFILL_CASES:

