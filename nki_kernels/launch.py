@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def load(module: str, name: str) -> Callable[..., Any]:
@@ -17,10 +20,17 @@ def load(module: str, name: str) -> Callable[..., Any]:
 
 
 def simulate(kernel: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
-    """Run `kernel` on our simulator, as a core of generation `target`; also beside the SDK."""
+    """Run `kernel` on our simulator, as a core of generation `target`; also beside the SDK.
+
+    How many instructions it had is logged at level INFO.
+    """
     import nki_sim
 
-    return nki_sim.simulate(kernel, target=target)(*args, **kwargs)
+    trace = nki_sim.Trace()
+    result = nki_sim.simulate(kernel, target=target, trace=trace)(*args, **kwargs)
+    name = getattr(kernel, "__name__", type(kernel).__name__)
+    logger.info("%s on %s: %d instructions", name, target, len(trace))
+    return result
 
 
 def on_device(kernel: Callable[..., Any], *args: Any, lnc: int = 1, **kwargs: Any) -> Any:

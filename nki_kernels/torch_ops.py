@@ -10,7 +10,8 @@ path:
              torch reference
     xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
 
-What the NKI kernels do not have yet (`window`, `softcap`, d > 128) is refused where they would run.
+What an NKI kernel does not have yet (decode: `window`, `softcap`, d > 128) is refused where it
+would run.
 """
 
 from __future__ import annotations
@@ -172,8 +173,10 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    start: int = ...,
     window: int | None = ...,
     softcap: float | None = ...,
+    sinks: torch.Tensor | None = ...,
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
@@ -187,8 +190,10 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    start: int = ...,
     window: int | None = ...,
     softcap: float | None = ...,
+    sinks: torch.Tensor | None = ...,
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
@@ -201,21 +206,33 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    start: int = 0,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
 ) -> torch.Tensor | State:
-    """Causal attention of B packed prompts of S positions each, for prefill.
+    """Causal attention of B packed prompts, whole or S positions of each behind stored keys.
+
+    A long prompt is prefilled chunk by chunk: call i gets the queries of positions i·S .. i·S + S,
+    ``start`` = i·S, and the context cache in which the chunk's own keys already stand. ``start`` is
+    fixed when the kernel is compiled, so that nothing above the diagonal is computed, and no mask
+    but the diagonal's is needed.
 
     Args:
         q: [B, S, h, d]. float32 or bfloat16.
-        k: [g, d, B·S]: keys, transposed as the context cache stores them; g divides h.
-        v: [g, B·S, d].
+        k: [g, d, B·S_ctx]: keys, transposed as the context cache stores them; g divides h. Prompt j
+            holds slots j·S_ctx .. j·S_ctx + start + S, slot s being position s. What lies behind
+            is not read.
+        v: [g, B·S_ctx, d].
         scale: factor of the logits, usually d ** -0.5.
-        return_state: also return the softmax's max and sum.
-        window, softcap, kernels, target: as in `bifurcated_attention`.
+        start: position of the first query: query i sees slots 0 .. start + i.
+        sinks: float32 [h]: a logit that each head adds to its denominators, without a value.
+        return_state: also return the softmax's max and sum, over keys and sink.
+        window, softcap, kernels, target: as in `bifurcated_attention`; the tile sizes are those of
+            `target`.
 
     Returns:
         o [B, S, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32 [B, S,
@@ -224,12 +241,17 @@ def flash_attention(
     Raises:
         InputError: a shape, dtype, device or option outside what is accepted.
     """
-    flash_validate.validate(q, k, v, scale=scale, window=window, softcap=softcap)
-    _check_path(q, kernels, target, window, softcap)
+    shape = flash_validate.validate(
+        q, k, v, scale=scale, start=start, window=window, softcap=softcap, sinks=sinks
+    )
+    if _check_options(q, kernels, target):
+        flash_validate.validate_for_kernel(shape)
     op = torch.ops.bifork.flash_attention
     if return_state:
         op = torch.ops.bifork.flash_attention_state
-    result: torch.Tensor | State = op(q, k, v, scale, kernels, target, window, softcap)
+    result: torch.Tensor | State = op(
+        q, k, v, scale, kernels, target, window, softcap, sinks, start
+    )
     return result
 
 
@@ -239,6 +261,12 @@ def flash_attention(
 def _check_path(
     q: torch.Tensor, kernels: str, target: str, window: int | None, softcap: float | None
 ) -> None:
+    if _check_options(q, kernels, target):
+        validate_for_kernels(q.shape[-1], window, softcap)
+
+
+def _check_options(q: torch.Tensor, kernels: str, target: str) -> bool:
+    """Check what every operator takes; whether an NKI kernel runs."""
     require(kernels in KERNELS, f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     require(target in TARGETS, f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if kernels == "nki":
@@ -251,8 +279,7 @@ def _check_path(
             q.dtype != torch.float64,
             "q has dtype torch.float64, which no NeuronCore computes in; use kernels='torch'",
         )
-    if kernels == "nki" or (kernels == "auto" and q.device.type == "xla"):
-        validate_for_kernels(q.shape[-1], window, softcap)
+    return kernels == "nki" or (kernels == "auto" and q.device.type == "xla")
 
 
 def _runs_reference(device: torch.device, kernels: str) -> bool:
@@ -377,26 +404,31 @@ def _flash(
     target: str,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    start: int = 0,
 ) -> Any:
-    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    options: dict[str, Any] = {
+        "scale": scale, "start": start, "window": window, "softcap": softcap, "sinks": sinks,
+    }  # fmt: skip
     shape = flash_validate.validate(q, k, v, **options)
     if _runs_reference(q.device, kernels):
         return flash_reference.flash_attention(q, k, v, **options, return_state=return_state)
-    validate_for_kernels(shape.d, window, softcap)
-    plan = flash_tuning.schedule(shape, q.element_size())
+    flash_validate.validate_for_kernel(shape)
+    plan = flash_tuning.schedule(shape, q.element_size(), target)
     return _run_kernel(
         q.device,
         target,
         "nki_kernels.flash_attention.kernel",
         "flash_attention_kernel",
         (q, k, v, float(scale)),
-        {"return_state": return_state, "query_tiles": plan.query_tiles},
+        flash_tuning.kernel_options(plan, start, window, softcap, sinks)
+        | {"return_state": return_state},
     )
 
 
 _FLASH_ARGS = (
     "(Tensor q, Tensor k, Tensor v, float scale, str kernels, str target, int? window=None,"
-    " float? softcap=None)"
+    " float? softcap=None, Tensor? sinks=None, int start=0)"
 )
 
 

@@ -43,6 +43,7 @@ DTYPES: dict[str, Any] = {
 }
 
 TARGETS = ("trn1", "inf2", "trn2", "trn3", "gen2", "gen3", "gen4")
+FAMILIES = {"gen2": "trn1", "gen3": "trn2", "gen4": "trn3"}
 
 
 def parse() -> argparse.Namespace:
@@ -62,6 +63,7 @@ def parse() -> argparse.Namespace:
     add("--groups", type=int, help="key/value heads on the core (as many as heads)")
     add("--head-dim", type=int, default=128, help="size of a head (128)")
     add("--context", type=int, default=8192, help="keys of the prompt; prefill: positions (8192)")
+    add("--start", type=int, default=0, help="prefill: position of the first query (0)")
     add("--suffix", type=int, default=128, help="a sample's own keys, this step's included (128)")
     add("--dtype", choices=("bf16", "fp32"), default="bf16", help="element type (bf16)")
     add(
@@ -206,18 +208,25 @@ def prefill(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profil
     """Our prefill kernel at one shape."""
     g = options.groups or options.heads
     dtype = DTYPES[options.dtype]
+    require(
+        0 <= options.start < options.context,
+        f"--start must be from 0 to before --context {options.context}, got {options.start}",
+    )
     work = Prefill(
-        options.prompts, options.context, options.heads, g, options.head_dim,
-        element_bytes=np.dtype(dtype).itemsize,
+        options.prompts, options.context - options.start, options.heads, g, options.head_dim,
+        prior=options.start, element_bytes=np.dtype(dtype).itemsize,
     )  # fmt: skip
     bound = speed_of_light(work, options.target)
-    require(options.head_dim <= 128, f"--head-dim must be at most 128, got {options.head_dim}")
-    shape = PrefillShape(B=work.B, S=work.S, h=work.h, g=g, d=work.d)
-    plan = flash_tuning.schedule(shape, work.element_bytes)
+    require(options.head_dim <= 256, f"--head-dim must be at most 256, got {options.head_dim}")
+    keys = work.prior + work.S
+    shape = PrefillShape(B=work.B, S=work.S, h=work.h, g=g, d=work.d, S_ctx=keys, start=work.prior)
+    plan = flash_tuning.schedule(
+        shape, work.element_bytes, FAMILIES.get(options.target, options.target)
+    )
     arrays = [
         np.empty((work.B, work.S, work.h, work.d), dtype),
-        np.empty((g, work.d, work.B * work.S), dtype),
-        np.empty((g, work.B * work.S, work.d), dtype),
+        np.empty((g, work.d, work.B * keys), dtype),
+        np.empty((g, work.B * keys, work.d), dtype),
     ]
     kernel = launch.load("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
     profile = nki_sim.profile(
@@ -227,7 +236,7 @@ def prefill(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profil
         target=options.target,
         lnc=options.lnc,
         shapes_only=True,
-        **vars(plan),
+        **flash_tuning.kernel_options(plan, work.prior),
     )
     return vars(work), profile, bound
 

@@ -9,6 +9,7 @@ from nki_kernels.attention_state.reference import (
     State,
     finish,
     from_logits,
+    merge,
     scaled_logits,
 )
 from nki_kernels.flash_attention.validate import validate
@@ -23,34 +24,48 @@ def flash_attention(
     v: torch.Tensor,
     *,
     scale: float,
+    start: int = 0,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend B packed prompts causally; see `nki_kernels.torch_ops.flash_attention` for arguments.
 
     Computes in fp32, or in fp64 when the inputs are fp64.
     """
-    shape = validate(q, k, v, scale=scale, window=window, softcap=softcap)
+    shape = validate(q, k, v, scale=scale, start=start, window=window, softcap=softcap, sinks=sinks)
     B, S, g, p, d = shape.B, shape.S, shape.g, shape.p, shape.d
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows = q.to(compute).view(B, S, g, p, d).permute(0, 2, 3, 1, 4)  # [B, g, p, S, d]
-    keys = k.to(compute).view(g, d, B, S).permute(2, 0, 1, 3)  # [B, g, d, S]
-    values = v.to(compute).view(g, B, S, d).permute(1, 0, 2, 3)  # [B, g, S, d]
-    position = torch.arange(S, dtype=torch.int32, device=q.device)
+    keys = k.to(compute).view(g, d, B, shape.S_ctx).permute(2, 0, 1, 3)  # [B, g, d, S_ctx]
+    values = v.to(compute).view(g, B, shape.S_ctx, d).permute(1, 0, 2, 3)  # [B, g, S_ctx, d]
+    position = torch.arange(start + S, dtype=torch.int32, device=q.device)
+
+    extra: torch.Tensor | None = None
+    if sinks is not None:
+        extra = sinks.to(compute).view(1, g, p, 1)
 
     blocks: list[State] = []
-    for start in range(0, S, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, S)  # keys from here on lie after every query of the block
-        first = 0 if window is None else max(0, start - window + 1)  # and up to here before every
+    for row in range(0, S, QUERY_BLOCK):
+        end = min(row + QUERY_BLOCK, S)
+        own = position[start + row : start + end].unsqueeze(-1)
+        stop = start + end  # keys from here on lie after every query of the block
+        first = 0  # and up to here before every one's window
+        if window is not None:
+            first = max(0, start + row - window + 1)
         # [B, g, p·queries, d]: one product a kv head
-        block = rows[..., start:stop, :].flatten(2, 3)
+        block = rows[..., row:end, :].flatten(2, 3)
         logits = scaled_logits(block, keys[..., first:stop], scale, softcap)
-        own = position[start:stop].unsqueeze(-1)
         valid = position[first:stop] <= own  # [queries, keys]
         if window is not None:
             valid = valid & (position[first:stop] > own - window)
-        blocks.append(from_logits(logits, valid.repeat(p, 1), values[..., first:stop, :]))
+        state = from_logits(logits, valid.repeat(p, 1), values[..., first:stop, :])
+        if extra is not None:
+            sink = extra.expand(B, g, p, end - row).flatten(2, 3)
+            none = torch.zeros_like(state.o)
+            state = merge(state, State(o=none, max=sink, sum=torch.ones_like(sink)))
+        blocks.append(state)
 
     def joined(parts: list[torch.Tensor]) -> torch.Tensor:
         # [B, g, p·queries, ...] each -> [B, S, h, ...]

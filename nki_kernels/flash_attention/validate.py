@@ -9,6 +9,10 @@ import torch
 from nki_kernels.attention_state.validate import validate_operands, validate_options
 from nki_kernels.errors import require
 
+MAX_D = 256
+"""The contraction of q·K runs over the 128 partitions of the tensor engine in at most two passes;
+the torch reference takes any head size."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -19,6 +23,8 @@ class Shape:
     h: int
     g: int
     d: int
+    S_ctx: int
+    start: int = 0
 
     @property
     def p(self) -> int:
@@ -32,8 +38,10 @@ def validate(
     v: torch.Tensor,
     *,
     scale: float,
+    start: int = 0,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> Shape:
     """Check shapes, dtypes, devices and options.
 
@@ -46,17 +54,44 @@ def validate(
     require(q.dim() == 4, f"q must be [B, S, h, d], got shape {tuple(q.shape)}")
     B, S, h, d = q.shape
     require(min(q.shape) >= 1, f"q must have no empty dimension, got shape {tuple(q.shape)}")
-    require(k.dim() == 3, f"k must be [g, d, B·S], got shape {tuple(k.shape)}")
-    g = k.shape[0]
+    require(k.dim() == 3, f"k must be [g, d, B·S_ctx], got shape {tuple(k.shape)}")
+    g, slots = k.shape[0], k.shape[2]
     require(g >= 1 and h % g == 0, f"q has h = {h} heads, no multiple of k's g = {g}")
     require(
-        tuple(k.shape) == (g, d, B * S),
-        f"k must be [g, d, B·S] = {(g, d, B * S)}, got shape {tuple(k.shape)}",
+        tuple(k.shape) == (g, d, slots) and slots % B == 0,
+        f"k must be [g, d, B·S_ctx] with d = {d} and B = {B}, got shape {tuple(k.shape)}",
+    )
+    require(isinstance(start, int) and start >= 0, f"start must be a position >= 0, got {start}")
+    require(
+        slots // B >= start + S,
+        f"k holds {slots // B} keys a prompt, and the queries are at positions {start} to"
+        f" {start + S - 1}",
     )
     require(
-        tuple(v.shape) == (g, B * S, d),
-        f"v must be [g, B·S, d] = {(g, B * S, d)}, got shape {tuple(v.shape)}",
+        tuple(v.shape) == (g, slots, d),
+        f"v must be [g, B·S_ctx, d] = {(g, slots, d)}, got shape {tuple(v.shape)}",
     )
+    if sinks is not None:
+        require(
+            tuple(sinks.shape) == (h,),
+            f"sinks must be [h] = {(h,)}, got shape {tuple(sinks.shape)}",
+        )
+        expected = torch.float64 if q.dtype == torch.float64 else torch.float32
+        require(sinks.dtype == expected, f"sinks has dtype {sinks.dtype}, not {expected}")
+        require(sinks.device == q.device, f"sinks is on {sinks.device}, q is on {q.device}")
     validate_operands(q, {"k": k, "v": v}, scale)
     validate_options(window, softcap)
-    return Shape(B=B, S=S, h=h, g=g, d=d)
+    return Shape(B=B, S=S, h=h, g=g, d=d, S_ctx=slots // B, start=start)
+
+
+def validate_for_kernel(shape: Shape) -> None:
+    """Check that the NKI kernel can do what is asked for.
+
+    Raises:
+        InputError: naming what it does not have.
+    """
+    require(
+        shape.d <= MAX_D,
+        f"q has head size d = {shape.d}; at most {MAX_D} is supported by the NKI kernel; use"
+        " kernels='torch'",
+    )

@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class FlashCase:
-    """One call of flash attention."""
+    """One call of flash attention: S queries of each of B prompts, behind `start` stored keys."""
 
     B: int
     S: int
@@ -69,16 +69,27 @@ class FlashCase:
     g: int
     d: int
     dtype: str = "float32"
+    start: int = 0
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    gap: int = 0  # dead slots behind each prompt
+    logit_scale: float = 1.0
     seed: int = 0
 
     def __str__(self) -> str:
-        return f"B{self.B}-S{self.S}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+        name = f"B{self.B}-S{self.S}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+        name += f"-at{self.start}" * (self.start > 0)
+        name += f"-w{self.window}" * (self.window is not None)
+        name += f"-cap{self.softcap}" * (self.softcap is not None)
+        return name + "-sinks" * self.sinks + f"-x{self.logit_scale}" * (self.logit_scale != 1)
 
     @property
     def work(self) -> int:
         """Rough count of kernel instructions, to tell slow cases."""
         tiles = -(-self.S // 128)
-        return self.B * self.h * sum(15 * -(-(i + 1) // 4) for i in range(tiles))
+        past = -(-self.start // 512)
+        return self.B * self.h * sum(15 * (past + -(-(i + 1) // 4)) for i in range(tiles))
 
 
 def cross() -> list[Case]:
@@ -144,6 +155,51 @@ FLASH = [
     FlashCase(1, 2300, 2, 1, 80),  # two passes of queries
 ]
 
+_FLASH_AXES: dict[str, Sequence[Any]] = {
+    "B": (1, 2),
+    "S": (1, 96, 128, 300),
+    "heads": ((2, 2), (6, 2), (4, 1)),
+    "d": (16, 64, 128, 200),
+    "dtype": DTYPES,
+    "start": (0, 128, 203),
+    "window": (None, 1, 100, 128, 257),
+    "softcap": (None, 5.0, 80.0),
+    "sinks": (False, True),
+    "gap": (0, 5),
+    "logit_scale": (1.0, 30.0),
+}
+
+
+def flash_pairwise() -> list[FlashCase]:
+    """A small set in which every two settings of different kinds meet at least once."""
+    cases = []
+    for row in _cover(tuple(_FLASH_AXES.values()), np.random.default_rng(5)):
+        settings = dict(zip(_FLASH_AXES, row, strict=True))
+        h, g = settings.pop("heads")
+        cases.append(FlashCase(h=h, g=g, **settings))
+    return cases
+
+
+def _cover(axes: Sequence[Sequence[Any]], rng: np.random.Generator) -> list[tuple[Any, ...]]:
+    """Rows that hold every pair of settings: the best of some random rows around a missing pair."""
+    missing = {
+        (i, x, j, y)
+        for i, j in itertools.combinations(range(len(axes)), 2)
+        for x, y in itertools.product(axes[i], axes[j])
+    }
+    chosen: list[tuple[Any, ...]] = []
+    while missing:
+        i, x, j, y = min(missing, key=repr)
+        best: tuple[Any, ...] = ()
+        for _ in range(60):
+            row = [axis[rng.integers(len(axis))] for axis in axes]
+            row[i], row[j] = x, y
+            if not best or len(_pairs(tuple(row)) & missing) > len(_pairs(best) & missing):
+                best = tuple(row)
+        missing -= _pairs(best)
+        chosen.append(best)
+    return chosen
+
 
 def make(case: Case, poison: float = POISON) -> dict[str, Any]:
     """Tensors and scale of a case, by argument name; dead slots hold ±`poison`, at random."""
@@ -182,16 +238,33 @@ def make(case: Case, poison: float = POISON) -> dict[str, Any]:
     }
 
 
-def make_flash(case: FlashCase) -> dict[str, Any]:
-    """Tensors and scale of a case, by argument name."""
+def make_flash(case: FlashCase, poison: float = POISON) -> dict[str, Any]:
+    """Tensors and options of a case, by argument name; dead slots hold ±`poison`, at random."""
     rng = np.random.default_rng(case.seed)
-    slots = case.B * case.S
-    return {
-        "q": _tensor(rng.standard_normal((case.B, case.S, case.h, case.d)), case.dtype),
-        "k": _tensor(rng.standard_normal((case.g, case.d, slots)), case.dtype),
-        "v": _tensor(rng.standard_normal((case.g, slots, case.d)), case.dtype),
+    live = case.start + case.S
+    signs = np.random.default_rng(case.seed + 1)
+
+    def buffer() -> np.ndarray:
+        values = rng.standard_normal((case.g, case.B, live, case.d))
+        dead = poison * signs.choice([-1.0, 1.0], (case.g, case.B, case.gap, case.d))
+        return np.concatenate([values, dead], axis=2).reshape(case.g, -1, case.d)
+
+    q = rng.standard_normal((case.B, case.S, case.h, case.d)) * case.logit_scale
+    arguments: dict[str, Any] = {
+        "q": _tensor(q, case.dtype),
+        "k": _tensor(buffer().transpose(0, 2, 1), case.dtype),
+        "v": _tensor(buffer(), case.dtype),
         "scale": case.d**-0.5,
     }
+    if case.start:
+        arguments["start"] = case.start
+    if case.window is not None:
+        arguments["window"] = case.window
+    if case.softcap is not None:
+        arguments["softcap"] = case.softcap
+    if case.sinks:
+        arguments["sinks"] = _tensor(2 * rng.standard_normal(case.h), "float32")
+    return arguments
 
 
 def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -223,30 +296,66 @@ def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def flash_oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(o, max, sum) in fp64 NumPy, query by query."""
+    """(o, max, sum) in fp64 NumPy, query head by query head."""
     q, k, v = (_double(arguments[name]) for name in ("q", "k", "v"))
+    start, window = arguments.get("start", 0), arguments.get("window")
+    softcap, sinks = arguments.get("softcap"), arguments.get("sinks")
     B, S, h, _ = q.shape
     g = k.shape[0]
     p = h // g
+    slots = k.shape[2] // B
+    own, key = start + np.arange(S)[:, None], np.arange(start + S)[None, :]
+    hidden = key > own
+    if window is not None:
+        hidden = hidden | (key <= own - window)
     o, top, total = np.zeros_like(q), np.zeros(q.shape[:-1]), np.zeros(q.shape[:-1])
     for prompt, kv in itertools.product(range(B), range(g)):
-        own = slice(prompt * S, (prompt + 1) * S)
+        seen = slice(prompt * slots, prompt * slots + start + S)
         for head in range(kv * p, (kv + 1) * p):
-            logits = q[prompt, :, head] @ k[kv][:, own] * arguments["scale"]
-            logits[np.triu_indices(S, 1)] = -np.inf
-            top[prompt, :, head] = logits.max(-1)
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            total[prompt, :, head] = weights.sum(-1)
-            o[prompt, :, head] = weights @ v[kv, own] / weights.sum(-1, keepdims=True)
+            logits = q[prompt, :, head] @ k[kv][:, seen] * arguments["scale"]
+            if softcap is not None:
+                logits = softcap * np.tanh(logits / softcap)
+            logits[hidden] = -np.inf
+            highest = logits.max(-1)
+            if sinks is not None:
+                highest = np.maximum(highest, float(sinks[head]))
+            weights = np.exp(logits - highest[:, None])
+            whole = weights.sum(-1)
+            if sinks is not None:
+                whole += np.exp(float(sinks[head]) - highest)
+            top[prompt, :, head] = highest
+            total[prompt, :, head] = whole
+            o[prompt, :, head] = weights @ v[kv, seen] / whole[:, None]
     return o, top, total
 
 
-def tolerance(expected: np.ndarray, dtype: str) -> float:
-    """The largest error allowed: 1e-5 of the largest output in fp32, two ulp of it in bf16."""
+def flash_largest_logit(arguments: dict[str, Any]) -> float:
+    """The largest logit's size, of which the tolerance takes account."""
+    q, k = _double(arguments["q"]), _double(arguments["k"])
+    B, S, h, _ = q.shape
+    slots = k.shape[2] // B
+    live = arguments.get("start", 0) + S
+    p = h // k.shape[0]
+    return (
+        max(
+            float(np.abs(q[b, :, i] @ k[i // p][:, b * slots : b * slots + live]).max())
+            for b in range(B)
+            for i in range(h)
+        )
+        * arguments["scale"]
+    )
+
+
+def tolerance(expected: np.ndarray, dtype: str, largest_logit: float = 0.0) -> float:
+    """The largest error allowed: 1e-5 of the largest output in fp32, two ulp of it in bf16.
+
+    Large logits add what their rounding in fp32 does to a weight: 4·2^-24·max|logit| of it.
+    """
     largest = float(np.abs(expected).max())
+    more = 4 * 2.0**-24 * largest_logit * largest
     if dtype == "float32":
-        return 1e-5 * largest
-    return 2 * 2.0 ** (np.floor(np.log2(max(largest, 1e-30))) - 7)
+        return 1e-5 * largest + more
+    return float(2 * 2.0 ** (np.floor(np.log2(max(largest, 1e-30))) - 7)) + more
 
 
 def error(actual: torch.Tensor, expected: np.ndarray) -> float:

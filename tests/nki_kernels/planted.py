@@ -10,6 +10,7 @@ prints a line for each, with the cases that caught it and by how much.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -210,24 +211,126 @@ ERRORS = [
         "data=grid, op0=nl.greater, operand0=0.0",
         "data=grid, op0=nl.greater, operand0=1.0",
     ),
-    Planted("no diagonal mask", PREFILL, "if start < block + seen:", "if start < block:"),
+    Planted(
+        "no diagonal mask",
+        PREFILL,
+        'columns_of(tile["position"], tile["position"] + rows, key + at, key + end)',
+        "0, 0",
+    ),
+    Planted(
+        "range_select lets the next position through",
+        PREFILL,
+        "pattern=[[1, 1]], offset=reach, channel_multiplier=1",
+        "pattern=[[1, 1]], offset=reach + 1, channel_multiplier=1",
+    ),
+    Planted(
+        "range_select keeps a key that the window has left",
+        PREFILL,
+        'lowest = reach - call["window"] + 1',
+        'lowest = reach - call["window"]',
+    ),
+    Planted(
+        "window hides one key too many",
+        PREFILL,
+        "op0=nl.less_equal, operand0=127.0",
+        "op0=nl.less_equal, operand0=128.0",
+    ),
+    Planted(
+        "window starts a tile late",
+        PREFILL,
+        "(position - window + 1) // PARTITIONS * PARTITIONS",
+        "(position - window + PARTITIONS) // PARTITIONS * PARTITIONS",
+    ),
+    Planted(
+        "soft-capped logits are masked one position late",
+        PREFILL,
+        'offset=tile["position"] - low,',
+        'offset=tile["position"] - low + 1,',
+    ),
     Planted(
         "last key block skipped",
         PREFILL,
-        "for block in range(0, last, BANK):",
-        "for block in range(0, max(last - BANK, 1), BANK):",
+        "for base in range(low, high, key_block):",
+        "for base in range(low, max(high - key_block, low + 1), key_block):",
     ),
     Planted(
         "every prompt reads the first one's keys",
         PREFILL,
-        "offset=kv * d * slots + prompt * S + block",
-        "offset=kv * d * slots + block",
+        'at = block["prompt"] * (slots // call["q"].shape[0]) + begin',
+        "at = begin",
     ),
     Planted(
         "query heads start one a kv head apart",
         PREFILL,
-        "offset=((prompt * S + start) * h + kv * p) * d",
-        "offset=((prompt * S + start) * h + kv) * d",
+        '* h + tiles[0]["kv"] * p) * d',
+        '* h + tiles[0]["kv"]) * d',
+    ),
+    Planted("stored keys forgotten", PREFILL, "position = start + row", "position = row"),
+    Planted(
+        "old output not decayed between blocks",
+        PREFILL,
+        "operand0=decay,\n            op1=nl.add,\n            operand1=o,",
+        "operand0=1.0,\n            op1=nl.add,\n            operand1=o,",
+    ),
+    Planted(
+        "old sum not decayed between blocks",
+        PREFILL,
+        "operand0=decay,\n            op1=nl.add,\n            operand1=total,",
+        "operand0=1.0,\n            op1=nl.add,\n            operand1=total,",
+    ),
+    Planted(
+        "decay against the new maximum alone",
+        PREFILL,
+        'unit["before"] = state["shift"]',
+        'unit["before"] = shift',
+    ),
+    Planted(
+        "sum of the first exponentials alone",
+        PREFILL,
+        'for more in unit["sums"][1:]:',
+        'for more in unit["sums"][2:]:',
+    ),
+    Planted(
+        "every chunk meets the piece's first values",
+        PREFILL,
+        "moving=values[first + c][0:keys, :]",
+        "moving=values[first][0:keys, :]",
+    ),
+    Planted(
+        "the DMA turns the block's first piece again and again",
+        PREFILL,
+        'offset=span["column"],\n',
+        "offset=0,\n",
+    ),
+    Planted(
+        "sink left out of the sum",
+        PREFILL,
+        "nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)",
+        "pass",
+    ),
+    Planted(
+        "every head has the first one's sink",
+        PREFILL,
+        'head = unit["tile"]["kv"] * call["p"] + unit["head"]',
+        "head = 0",
+    ),
+    Planted(
+        "soft cap bends unscaled logits",
+        PREFILL,
+        'scale=call["scale"] / call["softcap"]',
+        'scale=1.0 / call["softcap"]',
+    ),
+    Planted(
+        "weights of unscaled logits",
+        PREFILL,
+        'bias=unit["shift"],\n        scale=call["factor"],\n        reduce_op',
+        'bias=unit["shift"],\n        scale=1.0,\n        reduce_op',
+    ),
+    Planted(
+        "second half of a wide head left out of q·K",
+        PREFILL,
+        "for i in range(len(queries)):",
+        "for i in range(1):",
     ),
 ]
 
@@ -238,7 +341,13 @@ DECODE_CASES = [
     Case(m_c=40, m_d=6, b=3, h=2, g=1, d=16, G=2, empty="both"),
 ]
 DECODE_SIZES = {"chunk_columns": 32}  # several chunks a block
-PREFILL_CASES = [FlashCase(2, 140, 4, 2, 16), FlashCase(1, 600, 4, 2, 16)]
+PREFILL_CASES = [
+    FlashCase(2, 140, 4, 2, 16),
+    FlashCase(1, 300, 4, 2, 16, "bfloat16", start=300),
+    FlashCase(1, 140, 2, 1, 160, window=150, start=200, sinks=True),
+    FlashCase(1, 140, 2, 2, 16, softcap=2.0, logit_scale=4.0),
+]
+PREFILL_SIZES = {"key_block": 512, "piece": 256, "exponentials": 256}
 
 
 def load(planted: Planted | None, room: str, folder: Path) -> Any:
@@ -287,11 +396,13 @@ def differences(kernel: Any, room: str) -> Iterator[tuple[str, float]]:
             actual = simulate(kernel, arguments, **options)
             yield str(case), error(actual, expected) / tolerance(expected, case.dtype)
     else:
-        for flash_case in PREFILL_CASES:
+        for flash_case, target in itertools.product(PREFILL_CASES, ("trn1", "trn2")):
             arguments = make_flash(flash_case)
             expected = flash_oracle(arguments)[0]
-            actual = simulate(kernel, arguments, **flash_options(arguments))
-            yield str(flash_case), error(actual, expected) / tolerance(expected, flash_case.dtype)
+            options = flash_options(arguments, target) | PREFILL_SIZES
+            actual = simulate(kernel, arguments, target, **options)
+            name = f"{flash_case} on {target}"
+            yield name, error(actual, expected) / tolerance(expected, flash_case.dtype)
 
 
 def rooms(planted: Planted) -> list[str]:

@@ -21,6 +21,7 @@ from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 
 BIFURCATED = ("nki_kernels.bifurcated_attention.kernel", "bifurcated_attention_kernel")
 FLASH = ("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
+FLASH_OPTIONS = ("start", "window", "softcap", "sinks")
 
 
 def bifurcated_options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -30,11 +31,12 @@ def bifurcated_options(arguments: dict[str, Any]) -> dict[str, Any]:
     return dict(vars(plan))
 
 
-def flash_options(arguments: dict[str, Any]) -> dict[str, int]:
-    """The schedule that the operator would choose."""
+def flash_options(arguments: dict[str, Any], target: str = "trn1") -> dict[str, Any]:
+    """The schedule that the operator would choose, and the options of the call."""
     shape = flash_validate.validate(**arguments)
-    plan = flash_tuning.schedule(shape, arguments["q"].element_size())
-    return {"query_tiles": plan.query_tiles}
+    plan = flash_tuning.schedule(shape, arguments["q"].element_size(), target)
+    options = {name: arguments[name] for name in FLASH_OPTIONS if name in arguments}
+    return flash_tuning.kernel_options(plan, **options)
 
 
 def simulate(
@@ -47,7 +49,8 @@ def simulate(
     """Run a kernel, or one named by (module, function), on a case's arguments."""
     if isinstance(kernel, tuple):
         kernel = launch.load(*kernel)
-    return nki_sim.simulate(kernel, target=target, trace=trace)(*arguments.values(), **options)
+    tensors = [value for name, value in arguments.items() if name not in FLASH_OPTIONS]
+    return nki_sim.simulate(kernel, target=target, trace=trace)(*tensors, **options)
 
 
 def main() -> None:

@@ -76,10 +76,14 @@ FLASH = {
     "q empty": ({"q": torch.zeros(2, 0, 4, 16)}, "q must have no empty dimension"),
     "window": ({"window": -3}, "window must be None or a number of positions >= 1, got -3"),
     "softcap": ({"softcap": float("inf")}, "softcap must be None or finite and > 0, got inf"),
-    "k rank": ({"k": torch.zeros(2, 16)}, r"k must be \[g, d, B·S\]"),
+    "k rank": ({"k": torch.zeros(2, 16)}, r"k must be \[g, d, B·S_ctx\]"),
     "heads": ({"k": torch.zeros(3, 16, 12)}, "q has h = 4 heads, no multiple of k's g = 3"),
-    "k": ({"k": torch.zeros(2, 16, 13)}, r"k must be \[g, d, B·S\] = \(2, 16, 12\), got"),
-    "v": ({"v": torch.zeros(2, 16, 12)}, r"v must be \[g, B·S, d\] = \(2, 12, 16\), got"),
+    "k": ({"k": torch.zeros(2, 16, 13)}, r"k must be \[g, d, B·S_ctx\] with d = 16 and B = 2, got"),
+    "v": ({"v": torch.zeros(2, 16, 12)}, r"v must be \[g, B·S_ctx, d\] = \(2, 12, 16\), got"),
+    "start": ({"start": -1}, "start must be a position >= 0, got -1"),
+    "too few keys": ({"start": 1}, "k holds 6 keys a prompt, and the queries are at .* 1 to 6"),
+    "sinks": ({"sinks": torch.zeros(3)}, r"sinks must be \[h\] = \(4,\), got shape \(3,\)"),
+    "sinks dtype": ({"sinks": torch.zeros(4).bfloat16()}, "sinks has dtype torch.bfloat16"),
     "dtype": ({"q": torch.zeros(2, 6, 4, 16, dtype=torch.int32)}, "q has dtype torch.int32"),
     "mixed dtypes": ({"k": torch.zeros(2, 16, 12).bfloat16()}, "k has dtype"),
     "device": ({"v": torch.zeros(2, 12, 16, device="meta")}, "v is on meta"),
@@ -117,11 +121,16 @@ def test_flash_refuses(name: str) -> None:
 def test_what_the_kernels_do_not_have(d: int, options: dict[str, Any], message: str) -> None:
     """The references take it; the kernels refuse it by name."""
     decode = make(Case(m_c=5, m_d=2, b=3, h=4, g=2, d=d)) | options
-    prefill = make_flash(FlashCase(B=1, S=6, h=4, g=2, d=d)) | options
-    for attention, arguments in ((bifurcated_attention, decode), (flash_attention, prefill)):
-        assert attention(**arguments).shape == arguments["q"].shape
-        with pytest.raises(InputError, match=message):
-            attention(**arguments, kernels="nki")
+    assert bifurcated_attention(**decode).shape == decode["q"].shape
+    with pytest.raises(InputError, match=message):
+        bifurcated_attention(**decode, kernels="nki")
+
+
+def test_head_sizes_that_the_prefill_kernel_does_not_have() -> None:
+    prefill = make_flash(FlashCase(B=1, S=6, h=4, g=2, d=257))
+    assert flash_attention(**prefill).shape == prefill["q"].shape
+    with pytest.raises(InputError, match="q has head size d = 257; at most 256 is supported by"):
+        flash_attention(**prefill, kernels="nki")
 
 
 def test_double_is_for_the_reference_alone() -> None:
