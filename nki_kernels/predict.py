@@ -1,0 +1,244 @@
+"""Predicted times of our decode kernels by the timeline, at any size within reach of a laptop.
+
+A call too long to record instruction by instruction is predicted from shorter ones: samples are
+worked on alike, and so are blocks of the context, so beyond some size time grows by the same amount
+for each. `Prediction.extrapolated` says where that was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nki_kernels import launch
+from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
+from nki_kernels.bifurcated_attention.validate import Shape
+from nki_kernels.errors import InputError, require
+from nki_kernels.ordinary_attention import tuning as ordinary_tuning
+from nki_kernels.ordinary_attention.validate import validate_for_kernel
+from nki_kernels.speed_of_light import Decode
+
+if TYPE_CHECKING:
+    import nki_sim
+
+PATHS = ("bifurcated", "ordinary")
+
+SHORT_CONTEXT = (4096, 8192)
+"""Context lengths from which longer ones are extrapolated; both fill rows of DMA."""
+
+WORK = 600_000
+"""Sizes up to this many (sample, kv head, key) triples of the ordinary kernel, and this many logits
+by 64 of the bifurcated one, are recorded whole: some 10,000 instructions, a second or two."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One kernel at one shape on one core.
+
+    Attributes:
+        us, low_us, high_us: first instruction to last, launch apart.
+        limited_by: the engine with most time on the critical path (of the longest recorded call).
+        instructions: executed, of the longest recorded call.
+        extrapolated: whether `us` is a sum of shorter calls' times and growth.
+    """
+
+    us: float
+    low_us: float
+    high_us: float
+    limited_by: str
+    instructions: int
+    extrapolated: bool
+
+
+def shape_of(work: Decode) -> Shape:
+    """The operator's shape whose buffers are exactly full."""
+    return Shape(
+        G=work.G, r=work.r, n=work.n, h=work.h, g=work.g, d=work.d,
+        S_ctx=max(1, work.m_c), S_dec=max(1, work.m_d),
+    )  # fmt: skip
+
+
+def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
+    """Unwritten arguments of a decode kernel, in order; for `shapes_only` profiles."""
+    import ml_dtypes
+
+    dtype = {2: ml_dtypes.bfloat16, 4: np.float32}[element_bytes]
+    s = shape
+    context, suffix = s.G * s.S_ctx, s.G * s.r * s.S_dec
+    return [
+        np.empty((s.G, s.r, s.n, s.h, s.d), dtype),
+        np.empty((s.g, s.d, context), dtype),
+        np.empty((s.g, context, s.d), dtype),
+        np.empty((s.g, suffix, s.d), dtype),
+        np.empty((s.g, suffix, s.d), dtype),
+        np.empty(s.G, np.int32),
+        np.empty((s.G, s.r), np.int32),
+    ]
+
+
+def options_of(path: str, shape: Shape, element_bytes: int) -> dict[str, Any]:
+    """The schedule that the operator would choose, as the kernel's keyword arguments."""
+    if path == "ordinary":
+        return dict(vars(ordinary_tuning.schedule(shape, element_bytes)))
+    return dict(vars(bifurcated_tuning.schedule(shape, element_bytes)))
+
+
+def profile(
+    path: str, work: Decode, target: str, options: Mapping[str, Any] | None = None
+) -> nki_sim.Profile:
+    """The profile of one call, recorded whole.
+
+    Args:
+        path: "bifurcated" or "ordinary".
+        work: sizes; all slots live.
+        target: trn1, inf2, gen2, trn2, gen3, trn3 or gen4.
+        options: the kernel's keyword arguments; by default those of its schedule.
+
+    Raises:
+        InputError: an unknown path, or a shape that the kernel does not take.
+    """
+    import nki_sim
+
+    require(path in PATHS, f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    require(work.d <= 128, f"d must be at most 128, got {work.d}")
+    shape = shape_of(work)
+    if path == "ordinary":
+        validate_for_kernel(shape)
+    name = f"{path}_attention"
+    kernel = launch.load(f"nki_kernels.{name}.kernel", f"{name}_kernel")
+    chosen = options_of(path, shape, work.element_bytes) if options is None else dict(options)
+    return nki_sim.profile(
+        kernel,
+        *arrays(shape, work.element_bytes),
+        work.d**-0.5,
+        target=target,
+        shapes_only=True,
+        **chosen,
+    )
+
+
+def predict(path: str, work: Decode, target: str) -> Prediction:
+    """The time of one call; long ones from shorter ones.
+
+    Args: as `profile`. With "ordinary", samples beyond what is recorded cost what the ones before
+        them did (their contexts are their own: `G` prompts of one sample, or `r` of a shared one).
+
+    Raises:
+        InputError: as `profile`.
+    """
+    short, long = SHORT_CONTEXT
+    if work.m_c > long and _size(path, work) > WORK:
+        near = predict(path, replace(work, m_c=long), target)
+        far = predict(path, replace(work, m_c=short), target)
+        return _grow(near, far, (work.m_c - long) / (long - short))
+    samples = work.G * work.r
+    unit = _samples_alike(path, work)
+    if samples >= 3 * unit and _size(path, work) > WORK:
+        times = 2
+        while times * 2 * unit < samples and _size(path, _with(work, times * 2 * unit)) <= WORK:
+            times *= 2
+        near = _recorded(path, _with(work, times * unit), target)
+        far = _recorded(path, _with(work, times // 2 * unit), target)
+        return _grow(near, far, (samples - times * unit) / (unit * (times - times // 2)))
+    return _recorded(path, work, target)
+
+
+def _samples_alike(path: str, work: Decode) -> int:
+    """A number of samples after which the kernel's work repeats.
+
+    Bifurcated: a whole tile of query rows. Ordinary: every sample does; four of them even out where
+    steps and tiles begin.
+    """
+    if path == "ordinary":
+        return 4
+    return max(1, 128 // (work.n * work.h // work.g))
+
+
+def _with(work: Decode, samples: int) -> Decode:
+    """The same work with another number of samples, prompts of their own where they had them."""
+    if work.r == 1:
+        return replace(work, G=samples)
+    if samples % work.G:
+        raise InputError(f"G must divide {samples} samples, got {work.G}")
+    return replace(work, r=samples // work.G)
+
+
+def _size(path: str, work: Decode) -> float:
+    samples = work.G * work.r
+    if path == "ordinary":
+        return samples * work.g * (work.m_c + work.m_d)
+    rows = samples * work.n * work.h
+    return (rows * work.m_c + rows * work.m_d * 64) / 64
+
+
+def _recorded(path: str, work: Decode, target: str) -> Prediction:
+    p = profile(path, work, target)
+    return Prediction(p.total_us, p.low_us, p.high_us, p.bound, p.instructions, False)
+
+
+def _grow(near: Prediction, far: Prediction, times: float) -> Prediction:
+    """`near`, and `times` what it is longer than `far`."""
+    us, low, high = (
+        getattr(near, name) + times * (getattr(near, name) - getattr(far, name))
+        for name in ("us", "low_us", "high_us")
+    )
+    return Prediction(us, low, high, near.limited_by, near.instructions, True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decode layer's sizes on one core.
+
+    h query and g kv heads of size d; rows of the residual stream are `H` wide, the gated MLP's
+    share `I`.
+    """
+
+    h: int
+    g: int
+    d: int
+    H: int
+    I: int  # noqa: E741 - the usual name of the MLP's width
+
+
+def predict_rest(layer: Layer, b: int, target: str) -> dict[str, float]:
+    """us of what a decode layer does besides attention, by kernel of `decode_layer`.
+
+    More than 128 rows go in calls of 128, each of which reads the weights again.
+
+    Returns:
+        "norm_qkv_rope", "write_kv", "projection" and "gated_mlp" in bf16.
+    """
+    import ml_dtypes
+
+    import nki_sim
+
+    def empty(*shape: int, dtype: Any = ml_dtypes.bfloat16) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+    y = layer
+    found: dict[str, float] = {}
+    calls = -(-b // 128)
+    rows = -(-b // calls)
+    table = empty(rows, y.d // 2, dtype=np.float32)
+    x, gain = empty(rows, y.H), empty(y.H)
+    step, cache = empty(rows, y.g, y.d), empty(y.g, rows * 128, y.d)
+    work: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
+        "norm_qkv_rope": (
+            (x, gain, empty(y.H, (y.h + 2 * y.g) * y.d), table, table),
+            {"h": y.h, "eps": 1e-5},
+        ),
+        "write_kv": ((step, step, cache, cache, empty(rows, dtype=np.int32)), {}),
+        "projection": ((empty(rows, y.h * y.d), empty(y.h * y.d, y.H)), {}),
+        "gated_mlp": (
+            (x, gain, empty(y.H, y.I), empty(y.H, y.I), empty(y.I, y.H)),
+            {"eps": 1e-5},
+        ),
+    }
+    for name, (arguments, options) in work.items():
+        kernel = launch.load("nki_kernels.decode_layer.kernel", f"{name}_kernel")
+        p = nki_sim.profile(kernel, *arguments, target=target, shapes_only=True, **options)
+        found[name] = calls * p.total_us
+    return found
