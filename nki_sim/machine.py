@@ -412,7 +412,7 @@ class Core:
         self.trace.instructions.append(record)
         for label, t in writes:
             if t.storage.state.__class__ is not int or t.storage.state != state:
-                self._mark(t, state, label)
+                self._mark(t, state, label, engine)
             if t.storage.placed is not None:
                 t.storage.placed.wrote(t.access, index)
         handle = object.__new__(NkiInstruction)
@@ -438,7 +438,14 @@ class Core:
             if t.buffer is SHARED_HBM:
                 races.check(self, t, label, writes=True)
 
-    def _mark(self, t: NkiTensor, state: int, label: str) -> None:
+    def _unknown(self, t: NkiTensor) -> bool:
+        """Whether a run-time address is data that this launch does not compute."""
+        index = t.index
+        return (
+            index is not None and self.launch.shapes_only and index.index.__class__ is t.__class__
+        )
+
+    def _mark(self, t: NkiTensor, state: int, label: str, engine: str) -> None:
         storage = t.storage
         if isinstance(storage.state, int) and storage.state == READ_ONLY:
             raise SimulatorError(
@@ -446,7 +453,12 @@ class Core:
                 "is read-only"
             )
         if t.index is not None:
-            return  # the DMA engine marks the rows it reaches
+            if engine == "dma" or t.index.kind != "scalar":
+                return  # the DMA engine marks the rows it reaches
+            if self._unknown(t):
+                storage.state = state  # somewhere in it
+                return
+            t = t.resolved()
         if t.covers_storage():
             storage.state = state
             return
@@ -455,11 +467,15 @@ class Core:
 
     def _note_unwritten(self, opcode: str, label: str, t: NkiTensor, index: int) -> None:
         storage = t.storage
-        if t.index is not None:
-            return
         if storage.placed is not None and storage.placed.is_second_name(t.access):
             return
-        if not isinstance(storage.state, int) and (
+        if t.index is not None:
+            where = None if self._unknown(t) else races.elements(t)
+            if where is None or not where.size:
+                return
+            if not isinstance(storage.state, int) and storage.state[where].all():
+                return
+        elif not isinstance(storage.state, int) and (
             storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize).all()
         ):
             if storage.info.space is not PSUM and t.covers_storage():
@@ -495,6 +511,8 @@ class Core:
         state = t.storage.state
         if isinstance(state, int):
             return state
+        if t.index is not None and not self._unknown(t):
+            t = t.resolved()
         return np.asarray(t.storage.states(t.offset, t.shape, t.strides, t.dtype.itemsize))
 
 

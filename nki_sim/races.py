@@ -36,7 +36,7 @@ class Footprints:
 def check(core: Core, t: NkiTensor, label: str, writes: bool) -> None:
     """Compare one access with the other core's in the same stretch, then remember it."""
     launch = core.launch
-    where = _elements(t, launch.shapes_only)
+    where = _touched(t, launch.shapes_only)
     if where is None:
         return
     storage = t.storage
@@ -68,19 +68,28 @@ def _any(marks: np.ndarray, where: Any, stretch: int) -> bool:
     return bool((part == stretch).any())
 
 
-def _elements(t: NkiTensor, shapes_only: bool) -> Any:
+def _touched(t: NkiTensor, shapes_only: bool) -> Any:
     """The allocation's elements that a view is about to touch.
 
     Returns:
         (shape, offset, strides) into the bytes of ``marks``, or an array of indices; None where a
         run-time address is not known.
     """
+    if t.index is not None:
+        return None if shapes_only else elements(t)
+    if t.dtype.itemsize == t.storage.info.dtype.itemsize:
+        return t.shape, 4 * t.offset, tuple(4 * s for s in t.strides)
+    return elements(t)
+
+
+def elements(t: NkiTensor) -> np.ndarray:
+    """Numbers of the allocation's elements that a view touches, those outside it left out."""
     info = t.storage.info
     shape, strides, offset = t.shape, t.strides, t.offset
     item, unit = t.dtype.itemsize, info.dtype.itemsize
-    if t.index is not None:
-        if shapes_only:
-            return None  # the address is data
+    if t.index is None:
+        at = _grid(shape, strides) + offset
+    else:
         index = t.index
         numbers = (
             index.index.value
@@ -94,10 +103,6 @@ def _elements(t: NkiTensor, shapes_only: bool) -> Any:
             shape, strides = shape[1:], strides[1:]
         at = rows.reshape((-1,) + (1,) * len(shape)) + _grid(shape, strides) + offset
         at = at[(at >= 0) & (at < info.nbytes // item)]  # beyond: skipped, or refused by the DMA
-    elif item == unit:
-        return shape, 4 * offset, tuple(4 * s for s in strides)
-    else:
-        at = _grid(shape, strides) + offset
     if item < unit:
         return at * item // unit
     if item > unit:
