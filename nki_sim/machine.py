@@ -20,23 +20,22 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 
 from nki_sim import races, rules
+from nki_sim.allocation import new_storage
 from nki_sim.dtypes import LOW_PRECISION, DType, float32
-from nki_sim.errors import AdviceWarning, SimulatorError, UnwrittenReadWarning
+from nki_sim.errors import AdviceWarning, RuleError, SimulatorError, UnwrittenReadWarning
 from nki_sim.memory import (
     HBM,
     MATMUL,
     NEVER,
     PSUM,
     READ_ONLY,
-    SBUF,
     SHARED_HBM,
     WRITTEN,
     Allocation,
     MemoryRegion,
     Storage,
 )
-from nki_sim.placement import place
-from nki_sim.targets import PARTITIONS, PSUM_BANK_BYTES, PSUM_PARTITION_BYTES, Target
+from nki_sim.targets import PARTITIONS, Target
 from nki_sim.trace import Finding, Instruction, NkiInstruction, Trace, kernel_frame, kernel_line
 from nki_sim.wide import Overlay, settle
 
@@ -200,6 +199,7 @@ class Core:
         affine: (loop, iteration) of the ``nl.affine_range`` loops being executed.
         slot: tensors and loops met so far by the kernel and by each body of the open dynamic loops:
             the same in every iteration, so that it names a declaration in a body.
+        shared_seen: shared HBM tensors declared so far; both cores declare the same ones.
     """
 
     def __init__(self, launch: Launch, id: int = 0) -> None:
@@ -219,7 +219,7 @@ class Core:
         self.issued = 0
         self.stop_at_issue = False
         self.constants: dict[int, NkiTensor] = {}
-        self._shared_seen = 0
+        self.shared_seen = 0
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -241,7 +241,7 @@ class Core:
         address: tuple[int, int] | None = None,
     ) -> Storage:
         """A fresh tensor's storage; a shared HBM tensor is the same one on both cores."""
-        storage = self._allocate(shape, dtype, space, name, address)
+        storage = new_storage(self, shape, dtype, space, name, address)
         frame = kernel_frame()
         if frame is not None:
             storage.info.site = (frame.f_code, frame.f_lasti)
@@ -251,104 +251,6 @@ class Core:
         storage.carrier = self.launch.carrier(dtype)
         if self.launch.calls is not None:
             self.launch.storages.append(storage)
-        return storage
-
-    def _allocate(
-        self,
-        shape: tuple[int, ...],
-        dtype: DType,
-        space: MemoryRegion,
-        name: str,
-        address: tuple[int, int] | None,
-    ) -> Storage:
-        if space is SHARED_HBM and self.launch.lnc > 1:
-            return self._allocate_shared(shape, dtype, name)
-        if space is SBUF or space is PSUM:
-            self._check_on_chip(shape, dtype, space)
-            if address is not None:
-                return self._allocate_placed(shape, dtype, space, name, address)
-        elif address is not None:
-            rules.broken(
-                rules.TENSOR_ADDRESS, "address", address, f"{space.value} tensors take none"
-            )
-        return Storage(
-            self.launch.allocation(space, shape, dtype, name, core=self.id, born=self.issued)
-        )
-
-    def _check_on_chip(self, shape: tuple[int, ...], dtype: DType, space: MemoryRegion) -> None:
-        if shape[0] > PARTITIONS:
-            rules.broken(rules.TENSOR_PARTITIONS, "shape", shape)
-        nbytes = dtype.itemsize
-        for n in shape[1:]:
-            nbytes *= n
-        limit = (
-            PSUM_PARTITION_BYTES if space is PSUM else self.target.sbuf_usable_bytes_per_partition
-        )
-        if nbytes > limit:
-            rules.broken(
-                rules.TENSOR_CAPACITY,
-                "shape",
-                shape,
-                f"{nbytes} bytes per partition of {limit} in {space.value} of "
-                f"{self.target.generation}",
-            )
-
-    def _allocate_shared(self, shape: tuple[int, ...], dtype: DType, name: str) -> Storage:
-        """The k-th shared allocation of one core is the other's k-th: both run the same program."""
-        launch, k = self.launch, self._shared_seen
-        self._shared_seen += 1
-        if k < len(launch.shared):
-            storage = launch.shared[k]
-            if storage.info.shape != shape or storage.info.dtype is not dtype:
-                raise SimulatorError(
-                    f"{kernel_line()}: core {self.id} declares shared_hbm tensor {k} as {shape} "
-                    f"{dtype}, another core as {storage.info.shape} {storage.info.dtype}; the "
-                    "cores of one launch run the same control flow (nki/get-started/about/lnc.rst)"
-                )
-            return storage
-        storage = Storage(
-            launch.allocation(SHARED_HBM, shape, dtype, name, core=self.id, born=self.issued)
-        )
-        launch.shared.append(storage)
-        return storage
-
-    def _allocate_placed(
-        self,
-        shape: tuple[int, ...],
-        dtype: DType,
-        space: MemoryRegion,
-        name: str,
-        address: tuple[int, int],
-    ) -> Storage:
-        """A tensor at an explicit (partition, byte): its bytes are those of the memory itself."""
-        size = (
-            PSUM_PARTITION_BYTES if space is PSUM else self.target.sbuf_usable_bytes_per_partition
-        )
-        info = self.launch.allocation(
-            space, shape, dtype, name, core=self.id, born=self.issued, address=address
-        )
-        partition, byte = address
-        if not (partition >= 0 and partition + shape[0] <= PARTITIONS):
-            rules.broken(rules.TENSOR_ADDRESS, "address", address, f"{shape[0]} partitions")
-        if not (byte >= 0 and byte + info.partition_bytes <= size):
-            rules.broken(
-                rules.TENSOR_ADDRESS, "address", address, f"{info.partition_bytes} of {size} bytes"
-            )
-        if space is PSUM and byte % PSUM_BANK_BYTES:
-            rules.broken(rules.TENSOR_ADDRESS, "address", address)
-        # With NKI_PRECISE_FP=0 each low-precision dtype has a memory of its own, of float32.
-        wide = self.launch.carrier(dtype) is not None
-        unit, held = (dtype.itemsize, 4) if wide else (1, 1)
-        key = (self.id, space)
-        name_of_memory = (*key, dtype, byte % unit) if wide else key
-        memory = self.launch.placed.get(name_of_memory)
-        if memory is None:
-            memory = np.full(PARTITIONS * size // unit * held, 0xFF, np.uint8)
-            self.launch.placed[name_of_memory] = memory
-        storage = Storage(info, memory)
-        storage.pitch = size // unit * held
-        storage.base = partition * storage.pitch + byte // unit * held
-        storage.placed = place(info, self.launch.neighbours.setdefault(key, []), name_of_memory)
         return storage
 
     # ------------------------------------------------------------------ record
@@ -414,7 +316,7 @@ class Core:
             if t.storage.state.__class__ is not int or t.storage.state != state:
                 self._mark(t, state, label, engine)
             if t.storage.placed is not None:
-                t.storage.placed.wrote(t.access, index)
+                t.storage.placed.wrote(self._located(t).access, index)
         handle = object.__new__(NkiInstruction)
         handle.handle = record
         if self.stop_at_issue:
@@ -422,7 +324,7 @@ class Core:
         return handle
 
     def _check_placed(self, label: str, t: NkiTensor) -> None:
-        spoiled = t.storage.placed.spoiled(t.access)
+        spoiled = t.storage.placed.spoiled(self._located(t).access)
         if spoiled is not None:
             by, index = spoiled
             file, line = self.trace.instructions[index].source
@@ -444,6 +346,15 @@ class Core:
         return (
             index is not None and self.launch.shapes_only and index.index.__class__ is t.__class__
         )
+
+    def _located(self, t: NkiTensor) -> NkiTensor:
+        """The view at its run-time address, where that is known and inside its tensor."""
+        if t.index is None or self._unknown(t):
+            return t
+        try:
+            return t.resolved()
+        except RuleError:  # the instruction itself says what is wrong, or skips it
+            return t
 
     def _mark(self, t: NkiTensor, state: int, label: str, engine: str) -> None:
         storage = t.storage

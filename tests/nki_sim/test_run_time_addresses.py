@@ -9,7 +9,7 @@ import pytest
 
 import nki_sim.isa as nisa
 import nki_sim.language as nl
-from nki_sim import UnwrittenReadWarning
+from nki_sim import RuleError, UnwrittenReadWarning
 from nki_sim.kernel import Simulation
 from tests.nki_sim.helpers import normal, run
 
@@ -89,6 +89,24 @@ def test_sums_in_psum_planes_chosen_at_run_time():
         got = run(kernel, x)
     want = np.repeat((2 * x[:, :5].T @ x)[:, None], 4, axis=1)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("plane", "spoiled"), [(0, False), (3, True)])
+def test_planes_of_placed_tensors(plane, spoiled):
+    def kernel(x):
+        tile = nl.ndarray((8, 4, 6), nl.float32, nl.sbuf, address=(0, 0))
+        over = nl.ndarray((8, 6), nl.float32, nl.sbuf, address=(0, 72))  # plane 3
+        for i in range(4):
+            nisa.tensor_copy(tile[:, i], nl.load(x))
+        nisa.memset(over, 0.0)
+        at = nisa.register_alloc(plane)
+        nisa.tensor_copy(nl.ndarray((8, 6), nl.float32), tile.select(1, at))
+
+    if spoiled:
+        with pytest.raises(RuleError, match=r"memory\.overlap"):
+            run(kernel, normal(8, 6))
+    else:
+        run(kernel, normal(8, 6))
 
 
 def test_addresses_that_a_launch_of_shapes_does_not_know_stay_quiet():
