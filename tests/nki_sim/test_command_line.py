@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from nki_sim import rules
 from nki_sim.__main__ import main
-from tests.nki_sim.test_binding import python
+from tests.nki_sim.test_binding import ROOT, python
 
 pytestmark = pytest.mark.null
 
@@ -39,6 +42,25 @@ def test_run_executes_a_script_unmodified(tmp_path):
     out = python(f"from nki_sim.__main__ import main; main(['run', {str(script)!r}, '-x', '3'])")
     assert "tile (2, 2) float32" in out and "shape (2, 2)" in out
     assert "['-x', '3'] __main__" in out
+
+
+def test_a_breakpoint_in_a_kernel_opens_the_debugger(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, nki, nki.language as nl\n"
+        "@nki.jit\n"
+        "def kernel(x):\n"
+        "    tile = nl.load(x)\n"
+        "    breakpoint()\n"
+        "    return x\n"
+        "kernel(np.ones((2, 3), np.float32))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "nki_sim", "run", str(script)],
+        input="p tile.shape, tile.values.sum()\nc\n",
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert "(2, 3)" in done.stdout and "6.0" in done.stdout
 
 
 KERNELS = """
