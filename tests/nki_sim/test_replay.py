@@ -12,7 +12,8 @@ from nki_sim import RuleError, SimulatorError, Trace
 from nki_sim.dependencies import dependencies
 from nki_sim.kernel import jit
 from nki_sim.replay import Replay, random_order
-from tests.nki_sim.helpers import normal, rng, run
+from tests.nki_sim.helpers import BF16, normal, rng, run
+from tests.nki_sim.test_production_kernels import paged_attention
 
 pytestmark = pytest.mark.sim
 
@@ -258,4 +259,14 @@ def test_exchanges_on_one_pipe_keep_their_order():
     replay = Replay(jit(kernel)[2], a, target="trn2")
     assert a[::2, 0].tolist() == [10, 11, 12, 0, 1, 2]
     for seed in range(8):
+        assert replay.run(seed) == []
+
+
+def test_a_paged_attention_over_two_cores_in_any_order():
+    d, page = 32, 16
+    q, k = normal(d, 6, dtype=BF16), normal(9, page, d, dtype=BF16, seed=1)
+    v, table = normal(9, page, d, dtype=BF16, seed=2), np.array([[4, 0, 7, 2, 8]], np.int32)
+    arguments = (q, k, v, table, np.array([[70.0]], np.float32))
+    replay = Replay(jit(paged_attention)[2], *arguments, scale=d**-0.5, target="trn2")
+    for seed in range(4):
         assert replay.run(seed) == []
