@@ -246,6 +246,70 @@ def test_cores_must_declare_the_same_shared_tensors():
         nki_sim.simulate(differs[2], target="trn2")()
 
 
+@pytest.mark.parametrize(
+    ("rule", "exchange"),
+    [
+        ("operand.dtype", lambda: (nl.zeros((2, 2), nl.float32), nl.zeros((2, 2), nl.bfloat16))),
+        (
+            "operand.same-elements",
+            lambda: (nl.zeros((2, 2), nl.float32), nl.zeros((2, 3), nl.float32)),
+        ),
+        (
+            "operand.same-partitions",
+            lambda: (nl.zeros((2, 2), nl.float32), nl.zeros((1, 4), nl.float32)),
+        ),
+        (
+            "operand.space",
+            lambda: (nl.zeros((2, 2), nl.float32, nl.psum), nl.zeros((2, 2), nl.float32)),
+        ),
+        (
+            "operand.space",
+            lambda: (nl.zeros((2, 2), nl.float32), nl.zeros((2, 2), nl.float32, nl.psum)),
+        ),
+    ],
+)
+def test_what_cores_exchange(rule, exchange):
+    @jit
+    def kernel():
+        nisa.sendrecv(*exchange(), 1 - nl.program_id(0), 1 - nl.program_id(0), 0)
+
+    with pytest.raises(RuleError) as caught:
+        nki_sim.simulate(kernel[2], target="trn2")()
+    assert caught.value.rule == rule
+
+
+def test_views_exchanged_by_gpsimd():
+    @jit
+    def kernel(a):
+        me = nl.program_id(0)
+        mine, got = nl.load(a[nl.ds(me * 32, 32)]), nl.zeros((32, 12), nl.float32)
+        nisa.sendrecv(
+            mine[:, 0:6], got[:, 6:12], 1 - me, 1 - me, 3, dma_engine=nisa.dma_engine.gpsimd_dma
+        )
+        out = nl.ndarray(a.shape, a.dtype, nl.shared_hbm)
+        nisa.dma_copy(out[nl.ds(me * 32, 32)], got)
+        return out
+
+    x = normal(64, 12)
+    got = nki_sim.simulate(kernel[2], target="trn2")(x)
+    assert not got[:, :6].any()
+    np.testing.assert_array_equal(got[:, 6:], np.roll(x[:, :6], 32, axis=0))
+
+
+def test_register_arguments():
+    register = lambda: nisa.register_alloc(1)  # noqa: E731
+    for body in (
+        lambda: nisa.register_move(register(), "3"),
+        lambda: nisa.register_move(3, register()),
+        lambda: nisa.register_load(3, nl.zeros((1, 1), nl.int32)),
+        lambda: nisa.register_store(nl.zeros((1, 1), nl.int32), 3),
+        lambda: nisa.register_store(3, register()),
+        lambda: nisa.register_alloc(1.5),
+    ):
+        with pytest.raises(TypeError):
+            run(body)
+
+
 def test_core_rules():
     tile = lambda: nl.zeros((2, 2), nl.float32)  # noqa: E731
     cases = [

@@ -169,3 +169,27 @@ def test_matmul_with_identity_transposes():
         return out
 
     np.testing.assert_array_equal(run(kernel, x), x.T)
+
+
+def test_a_part_of_the_array_changes_no_number():
+    a, b = normal(64, 32), normal(64, 45, seed=1)
+
+    def body(dst, x, y):
+        nisa.nc_matmul(dst, x[32:64], y[32:64], tile_position=(32, 64), tile_size=(32, 32))
+
+    (c,) = apply(body, a, b, out=[((32, 45), F32)], dst_buffer=nl.psum, target="trn2")
+    np.testing.assert_allclose(c, a[32:].T @ b[32:], rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_psum_and_strided_operands():
+    a, b = normal(64, 48), normal(64, 48, seed=1)
+
+    def kernel(x, y):
+        left, right = nl.load(x), nl.load(y)
+        psum = nl.ndarray((128, 2, 512), nl.float32, nl.psum)
+        nisa.nc_matmul(psum[64:88, 1, 100:124], left[:, 0:48:2], right[:, 1:48:2])
+        out = nl.ndarray((24, 24), nl.float32, nl.shared_hbm)
+        nl.store(out, nl.copy(psum[64:88, 1, 100:124]))
+        return out
+
+    np.testing.assert_allclose(run(kernel, a, b), a[:, ::2].T @ b[:, 1::2], rtol=1e-5, atol=1e-5)
