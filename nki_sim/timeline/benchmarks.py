@@ -247,3 +247,50 @@ def _broadcast(source: Any) -> Any:
     """
     row = _tile(source)
     return nl.broadcast_to(row, (128, row.shape[1]))
+
+
+def attention(q: Any, k: Any, v: Any) -> Any:
+    """softmax(q.T @ k) @ v in mixed precision, a row of logits at a time in SBUF.
+
+    q, k [d, S], v [S, d], fp32; products in bf16. The plain form of a kernel for small heads: logits
+    are copied out of PSUM, exponentials turned by TensorE in pieces of 128 before the product.
+    """
+    (d, seq), block = q.shape, N_TILE
+    out = nl.ndarray((seq, d), q.dtype, nl.shared_hbm)
+    queries, keys = _half(q), _half(k)
+    values = [_half(v[j : j + 128, :]) for j in range(0, seq, 128)]
+    for r in range(0, seq, 128):
+        logits = nl.ndarray((128, seq), nl.float32, nl.sbuf)
+        tops = nl.ndarray((128, seq // block), nl.float32, nl.sbuf)
+        for j in range(seq // block):
+            part = slice(j * block, (j + 1) * block)
+            product = nl.ndarray((128, block), nl.float32, nl.psum)
+            nisa.nc_matmul(product, queries[:, r : r + 128], keys[:, part])
+            nisa.tensor_copy(logits[:, part], product)
+            nisa.tensor_reduce(tops[:, j : j + 1], nl.maximum, logits[:, part], axis=1)
+        top = nl.ndarray((128, 1), nl.float32, nl.sbuf)
+        nisa.tensor_reduce(top, nl.maximum, tops, axis=1, negate=True)
+        weights = nl.ndarray((128, seq), nl.bfloat16, nl.sbuf)
+        total = nl.ndarray((128, 1), nl.float32, nl.sbuf)
+        nisa.activation_reduce(weights, nl.exp, logits, nl.add, total, bias=top)
+        inverse = nl.ndarray((128, 1), nl.float32, nl.sbuf)
+        nisa.reciprocal(inverse, total)
+        turned = nl.ndarray((128, seq), nl.bfloat16, nl.sbuf)
+        for j in range(0, seq, 128):
+            bank = nl.ndarray((128, 128), nl.bfloat16, nl.psum)
+            nisa.nc_transpose(bank, weights[:, j : j + 128])
+            nisa.tensor_copy(turned[:, j : j + 128], bank)
+        result = nl.ndarray((128, d), nl.float32, nl.psum)
+        for j in range(seq // 128):
+            nisa.nc_matmul(result, turned[:, j * 128 : (j + 1) * 128], values[j])
+        scaled = nl.ndarray((128, d), q.dtype, nl.sbuf)
+        nisa.tensor_scalar(scaled, result, nl.multiply, inverse)
+        nisa.dma_copy(out[r : r + 128, :], scaled)
+    return out
+
+
+def _half(source: Any) -> Any:
+    """A loaded tile in bf16."""
+    tile = nl.ndarray(source.shape, nl.bfloat16, nl.sbuf)
+    nisa.tensor_copy(tile, _tile(source))
+    return tile

@@ -146,3 +146,15 @@ def test_loads_run_ahead_only_as_far_as_sbuf_is_free() -> None:
     roomy = profile(partial(kernel, width=4096), x, target="trn1", shapes_only=True)
     assert roomy.total_us < 0.9 * crowded.total_us
     assert crowded.stalls["dma"]["free SBUF or PSUM"] > 0
+
+
+if __name__ == "__main__":  # the table in docs/timeline.md
+    print("| faster because of | target | us | instead of us | low to low | high to high |")
+    print("|---|---|---|---|---|---|")
+    for name, target, fast, fast_arrays, slow, slow_arrays in PAIRS:
+        one = profile(fast, *fast_arrays, target=target, shapes_only=True)
+        two = profile(slow, *slow_arrays, target=target, shapes_only=True)
+        print(
+            f"| {name} | {target} | {one.total_us:.1f} | {two.total_us:.1f} "
+            f"| {two.low_us / one.low_us:.2f} x | {two.high_us / one.high_us:.2f} x |"
+        )
