@@ -252,7 +252,7 @@ def _broadcast(source: Any) -> Any:
 def attention(q: Any, k: Any, v: Any) -> Any:
     """softmax(q.T @ k) @ v in mixed precision, a row of logits at a time in SBUF.
 
-    q, k [d, S], v [S, d], fp32; products in bf16. The plain form of a kernel for small heads: logits
+    q, k [d, S], v [S, d], fp32; products in bf16. The plain form of such a kernel: logits
     are copied out of PSUM, exponentials turned by TensorE in pieces of 128 before the product.
     """
     (d, seq), block = q.shape, N_TILE
