@@ -191,13 +191,13 @@ def _rows() -> list[Row]:
         *[
             Row(f"fused Mamba, second kernel, sequence of {seq:,}", "gen2", value, "ms", MAMBA,
                 partial(benchmarks.mamba, reload=False), _mamba(4096, seq), ms, "later", (),
-                _mamba(512, seq), 1 / 8)
+                _mamba(256, seq), 1 / 16)
             for seq, value in ((1024, 4.4), (2048, 8.9), (3072, 13.1), (4096, 17.6))
         ],
         *[
             Row(f"fused Mamba, third kernel, sequence of {seq:,}", "gen2", value, "ms", MAMBA,
                 partial(benchmarks.mamba, reload=False, chunk=512), _mamba(4096, seq), ms, "later",
-                (), _mamba(512, seq), 1 / 8)
+                (), _mamba(256, seq), 1 / 16)
             for seq, value in ((1024, 3.3), (3072, 10.1), (4096, 13.3), (8192, 27.8))
         ],
         Row("chain of one-element activations", "gen2", 189.0, "ns",
