@@ -21,7 +21,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave."""
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        if _speaks():
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
@@ -33,7 +34,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing was written", file=sys.stderr)
@@ -45,6 +47,18 @@ def run(main: Callable[[], None]) -> NoReturn:
         _discard_output()
         sys.exit(USER_ERROR)
     sys.exit(0)
+
+
+def _speaks() -> bool:
+    """Whether this process says what is wrong.
+
+    Until torchrun's processes have joined they do the same, and the first of them speaks.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        return True
+    import torch.distributed
+
+    return torch.distributed.is_initialized()
 
 
 def _discard_output() -> None:

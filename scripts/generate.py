@@ -2,13 +2,14 @@
 
 python scripts/generate.py                                     the default model, an unseen problem
 python scripts/generate.py --model DIR --prompt "..." -n 16    a Hugging Face checkpoint
+torchrun --nproc-per-node 2 scripts/generate.py --tp 2         a model split over two processes
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import contextlib
+import os
 from dataclasses import asdict
 
 import torch
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from compile.devices import DEVICES, resolve
 from models.causal_lm import CausalLM, Tokenizer, find_checkpoint, load, load_config
+from models.causal_lm.sharding import check_degree
 from models.files import output_path, write_json
 from models.generation import (
     Generation,
@@ -36,6 +40,7 @@ from models.generation import (
     generate,
     rank,
 )
+from models.parallel import started
 from models.pretrained import DEFAULT_MODEL, checker, example_prompt
 from nki_kernels.errors import InputError
 from nki_kernels.torch_ops import cuda_path
@@ -109,6 +114,20 @@ def parse() -> argparse.Namespace:
         default="trn1",
         help="core generation that is simulated (%(default)s)",
     )
+    add(
+        "--tp",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the model, as many as torchrun starts (%(default)s)",
+    )
+    add(
+        "--kv-split",
+        choices=("positions", "replicate"),
+        default="positions",
+        help="what processes that read one key/value head keep of the prompt: each a part of its "
+        "positions, or each all of them (%(default)s)",
+    )
     add("--dtype", default="float32", help="float32 or bfloat16 (%(default)s)")
     add("--show", type=int, default=10, metavar="K", help="ranked answers to print (%(default)s)")
     add("--json", metavar="OUT", help="write everything to this file as well")
@@ -132,13 +151,52 @@ def main() -> None:
     sampling = choose_sampling(args, tokenizer)
     prompt = tokenizer.encode_chat(text) if args.chat else tokenizer.encode(text)
     check_request(config, prompt, args.samples, args.max_new_tokens, args.seed)
-    model = load(
-        directory, dtype=args.dtype, device=device.torch, kernels=kernels, target=args.target
-    )
+    check_degree(config, args.tp)
+    with started(args.tp, device.torch) as parallel, spoken_by(parallel.rank == 0):
+        model = load(
+            directory,
+            dtype=args.dtype,
+            device=device.torch,
+            kernels=kernels,
+            target=args.target,
+            parallel=parallel,
+            kv_split=args.kv_split,
+        )
+        answer(args, model, tokenizer, directory, prompt, text, sampling, kernels, out)
+
+
+@contextlib.contextmanager
+def spoken_by(me: bool) -> Iterator[None]:
+    """Prints, or does not: one of several processes speaks."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(sys.stdout if me else nowhere),
+    ):
+        yield
+
+
+def answer(
+    args: argparse.Namespace,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    directory: Path,
+    prompt: list[int],
+    text: str,
+    sampling: Sampling,
+    kernels: str,
+    out: Path | None,
+) -> None:
+    """Sample, rank, print; and write to `out`."""
     unknown = tokenizer.count_unknown(prompt)
     print_head(args, model, kernels, prompt, text, unknown, sampling)
 
-    with tqdm(total=args.max_new_tokens, unit="step", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=args.max_new_tokens,
+        unit="step",
+        leave=False,
+        dynamic_ncols=True,
+        disable=model.parallel.rank > 0,
+    ) as bar:
 
         def progress(at: Progress) -> None:
             what = f"{at.phase}, {at.unfinished} of {at.samples} samples go on"
@@ -162,8 +220,8 @@ def main() -> None:
     right = [check(text, answer) for answer in texts]
     ranked = rank(generation.samples, key=lambda sample: texts[sample.index])
     print_answers(ranked, texts, right, args.show)
-    print_costs(generation, model, device.name, kernels)
-    if out is not None:
+    print_costs(generation, model, args.device, kernels)
+    if out is not None and model.parallel.rank == 0:
         write_json(
             out, report(args, text, prompt, sampling, generation, ranked, texts, right, kernels)
         )
@@ -252,6 +310,16 @@ def print_head(
         f"sampling  n = {args.samples}, temperature {sampling.temperature:g}, "
         f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}"
     )
+    if model.parallel.size > 1:
+        heads, split = model.heads, "its positions" if model.parts > 1 else "nothing"
+        print(
+            f"tp        {model.parallel.size} processes over {model.parallel.library.name}, each "
+            f"with {heads.h} query and {heads.g} key/value heads"
+        )
+        if heads.replicas > 1:
+            print(
+                f"          {heads.replicas} of them read the same key/value head and split {split}"
+            )
     print(f"attention {how}, kernels: {where}", flush=True)
     if unknown:
         print(f"note      {unknown} tokens of the prompt are unknown to this model's tokenizer")
@@ -294,9 +362,10 @@ def print_costs(generation: Generation, model: CausalLM, device: str, kernels: s
         f"\ntime      prefill {t.prefill:.2f} s, decode {t.decode:.2f} s, {rate} ({device}{note})"
     )
     ours, theirs = traffic.bifurcated, traffic.ordinary
+    each = f" in each of {model.parallel.size} processes" if model.parallel.size > 1 else ""
     print(
         f"KV stored {size(ours.stored_live)} bifurcated, {size(theirs.stored_live)} ordinary; "
-        f"this run's cache holds {size(model.cache_bytes())}"
+        f"this run's cache holds {size(model.cache_bytes())}{each}"
     )
     if t.steps:
         print(

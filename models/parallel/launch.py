@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,17 @@ from models.parallel.state import SINGLE, TensorParallel
 from nki_kernels.errors import InputError
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xla": "xla"}
+
+
+@contextmanager
+def started(tp: int, device: torch.device | str = "cpu") -> Iterator[TensorParallel]:
+    """`start`, and at the end the process group is left, if it was joined here."""
+    joined = dist.is_initialized()
+    try:
+        yield start(tp, device)
+    finally:
+        if dist.is_initialized() and not joined:
+            dist.destroy_process_group()
 
 
 def start(tp: int, device: torch.device | str = "cpu") -> TensorParallel:
@@ -34,10 +47,8 @@ def start(tp: int, device: torch.device | str = "cpu") -> TensorParallel:
         return SINGLE
     there = int(os.environ.get("WORLD_SIZE", "1"))
     if there != tp:
-        raise InputError(
-            f"tp is {tp}, and there are {there} processes: "
-            f"torchrun --nproc-per-node {tp} ... --tp {tp}"
-        )
+        found = "there is one process" if there == 1 else f"there are {there} processes"
+        raise InputError(f"tp is {tp}, and {found}; torchrun --nproc-per-node {tp} starts as many")
     if tp == 1:
         return SINGLE
     kind = torch.device(device).type

@@ -84,6 +84,35 @@ def test_the_command_prints_and_writes_ranked_answers(tmp_path: Path) -> None:
     assert written["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
+@pytest.mark.null
+@pytest.mark.slow
+def test_two_processes_give_the_answers_of_one(tmp_path: Path) -> None:
+    arguments = ["-n", "5", "--seed", "3", "--top-k", "20", "--max-new-tokens", "24", "--json"]
+    alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
+    assert run(*arguments, str(alone)).returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [
+            *torchrun,
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+            str(ROOT / "scripts" / "generate.py"),
+            *(*arguments, str(shared), "--tp", "2"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("rank  mean log p") == 1  # one of them speaks
+    assert "2 processes over torch.distributed, each with 2 query and 1 key/value" in result.stdout
+    one, two = (json.loads(path.read_text()) for path in (alone, shared))
+    assert [each["tokens"] for each in two["samples"]] == [
+        each["tokens"] for each in one["samples"]
+    ]
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Copies of the default checkpoint, each with one thing wrong."""
@@ -139,6 +168,10 @@ MISTAKES = [
     (["--json", ""], "--json is empty"),
     (["--json", "x" * 300], "File name too long"),
     (["--prompt", " "], "the prompt is empty"),
+    (["--tp", "3"], "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4 ranks"),
+    (["--tp", "0"], "tp is 0; 4 query heads"),
+    (["--tp", "2"], "there is one process; torchrun --nproc-per-node 2 starts as many"),
+    (["--kv-split", "halves"], "invalid choice: 'halves'"),
 ]
 
 
