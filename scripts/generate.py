@@ -7,9 +7,10 @@ torchrun --nproc-per-node 2 scripts/generate.py --tp 2         a model split ove
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,44 @@ from dataclasses import asdict
 import torch
 from tqdm import tqdm
 
-from compile.devices import DEVICES, resolve
-from models.causal_lm import CausalLM, Tokenizer, find_checkpoint, load, load_config
+from compile.devices import resolve
+from models.causal_lm import (
+    CausalLM,
+    ModelConfig,
+    Tokenizer,
+    find_checkpoint,
+    load,
+    load_config,
+)
 from models.causal_lm.sharding import check_degree
+from models.evaluation import scorer
+from models.evaluation.commands import TIME_LIMIT
 from models.files import output_path, write_json
 from models.generation import (
+    DraftModel,
     Generation,
     Progress,
+    PromptLookup,
     Ranked,
     Sample,
     Sampling,
+    Speculation,
+    check_draft,
     check_request,
+    check_stop,
     generate,
     rank,
+    vote,
 )
 from models.parallel import started
 from models.pretrained import DEFAULT_MODEL, checker, example_prompt
 from nki_kernels.errors import InputError
 from nki_kernels.torch_ops import cuda_path
-from scripts import command_line
+from scripts import command_line, options
 
 Check = Callable[[str, str], bool | None]
-
-# The paper's setting where a checkpoint recommends none (arXiv 2403.08845, section 5.3).
-TEMPERATURE, TOP_P = 0.8, 0.95
-MAX_NEW_TOKENS = 128
+Drafts = Callable[[], Speculation | None]
+Ranking = Callable[[Sequence[Sample], Sequence[str]], list[Ranked[Sample]]]
 
 # Which of the default model's example prompts is shown: one that some of the samples get right.
 EXAMPLE = 4
@@ -62,57 +76,44 @@ def parse() -> argparse.Namespace:
     """The command line; every word means the same in all scripts."""
     parser = command_line.Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add(
-        "--model",
-        default=str(DEFAULT_MODEL),
-        metavar="DIR|ID",
-        help="Hugging Face checkpoint directory or hub id (the model that ships with the project)",
-    )
+    options.add_model(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt (the default model has one)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file that holds the prompt")
     add("--chat", action="store_true", help="put the prompt through the checkpoint's chat template")
-    add(
-        "-n",
-        "--samples",
-        type=int,
-        default=16,
-        metavar="N",
-        help="answers to sample: b (%(default)s)",
-    )
-    add(
-        "--max-new-tokens",
-        type=int,
-        metavar="T",
-        help=f"tokens an answer has at most (the checkpoint's, else {MAX_NEW_TOKENS})",
-    )
-    add("--temperature", type=float, help=f"0 is greedy (the checkpoint's, else {TEMPERATURE})")
-    add("--top-p", type=float, help=f"nucleus probability (the checkpoint's, else {TOP_P})")
-    add("--top-k", type=int, help="most likely tokens kept, 0 for all (the checkpoint's, else 0)")
-    add("--seed", type=int, default=0, help="same seed, same answers (%(default)s)")
+    options.add_sampling(parser, samples=16)
     add(
         "--attention",
         choices=("auto", "bifurcated", "ordinary"),
         default="auto",
         help="bifurcated reads the prompt once a step, ordinary once per sample (%(default)s)",
     )
+    options.add_machine(parser)
     add(
-        "--kernels",
-        choices=("auto", "nki", "torch"),
-        default="auto",
-        help="nki: the NKI kernels, on a NeuronCore, or simulated where the device is the CPU",
+        "--speculate",
+        metavar="prompt-lookup|DIR",
+        help="verify drafts, copied from the prompt or from a smaller model; same answers",
+    )
+    add("--draft-tokens", type=int, default=4, metavar="K", help="drafts a step (%(default)s)")
+    ranking = parser.add_mutually_exclusive_group()
+    ranking.add_argument(
+        "--score",
+        metavar="MODULE:FUNCTION|COMMAND",
+        help="rank by function(prompt, answer), or by the number that a command prints",
+    )
+    ranking.add_argument(
+        "--vote",
+        nargs="?",
+        const="",
+        metavar="REGEX",
+        help="rank by how many answers agree: in their text, or in what REGEX matches last",
     )
     add(
-        "--device",
-        choices=DEVICES,
-        default="cpu",
-        help="simulate is the CPU with the NKI kernels on the simulator (%(default)s)",
-    )
-    add(
-        "--target",
-        choices=("trn1", "inf2", "trn2", "trn3"),
-        default="trn1",
-        help="core generation that is simulated (%(default)s)",
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT,
+        metavar="S",
+        help="seconds that the --score command has for an answer (%(default)s)",
     )
     add(
         "--tp",
@@ -128,7 +129,6 @@ def parse() -> argparse.Namespace:
         help="what processes that read one key/value head keep of the prompt: each a part of its "
         "positions, or each all of them (%(default)s)",
     )
-    add("--dtype", default="float32", help="float32 or bfloat16 (%(default)s)")
     add("--show", type=int, default=10, metavar="K", help="ranked answers to print (%(default)s)")
     add("--json", metavar="OUT", help="write everything to this file as well")
     return parser.parse_args()  # fmt: skip
@@ -141,17 +141,20 @@ def main() -> None:
     if args.show < 1:
         raise InputError(f"--show is {args.show}; it must be 1 or more")
     device = resolve(args.device)
-    kernels = device.kernels if args.kernels == "auto" else args.kernels
+    kernels = kernels_of(args)
     directory = find_checkpoint(args.model)
     text = read_prompt(args)
     config = load_config(directory)
     tokenizer = Tokenizer.load(directory)
+    options.check_vocabulary(config, tokenizer, directory)
     if args.max_new_tokens is None:
-        args.max_new_tokens = tokenizer.defaults.max_new_tokens or MAX_NEW_TOKENS
-    sampling = choose_sampling(args, tokenizer)
+        args.max_new_tokens = tokenizer.defaults.max_new_tokens or options.MAX_NEW_TOKENS
+    sampling = options.choose_sampling(args, tokenizer)
     prompt = tokenizer.encode_chat(text) if args.chat else tokenizer.encode(text)
     check_request(config, prompt, args.samples, args.max_new_tokens, args.seed)
     check_degree(config, args.tp)
+    check_stop(args.stop, tokenizer.decode, config.vocab_size)
+    ranking, drafts = choose_ranking(args, text), choose_drafts(args, config)
     with started(args.tp, device.torch) as parallel, spoken_by(parallel.rank == 0):
         model = load(
             directory,
@@ -162,7 +165,22 @@ def main() -> None:
             parallel=parallel,
             kv_split=args.kv_split,
         )
-        answer(args, model, tokenizer, directory, prompt, text, sampling, kernels, out)
+        unknown = tokenizer.count_unknown(prompt)
+        print_head(args, model, kernels, prompt, text, unknown, sampling)
+        generation = sample_answers(args, model, prompt, sampling, tokenizer, drafts())
+    if parallel.rank > 0:
+        return
+    texts = [(sample.text or "").strip() for sample in generation.samples]
+    check: Check = checker(directory) or (lambda prompt, answer: None)
+    right = [check(text, answer) for answer in texts]
+    ranked = ranking(generation.samples, texts)
+    print_answers(ranked, texts, right, args.show)
+    print_costs(generation, model, args.device, kernels)
+    if out is not None:
+        write_json(
+            out, report(args, text, prompt, sampling, generation, ranked, texts, right, kernels)
+        )
+        print(f"written   {out}")
 
 
 @contextlib.contextmanager
@@ -175,21 +193,15 @@ def spoken_by(me: bool) -> Iterator[None]:
         yield
 
 
-def answer(
+def sample_answers(
     args: argparse.Namespace,
     model: CausalLM,
-    tokenizer: Tokenizer,
-    directory: Path,
     prompt: list[int],
-    text: str,
     sampling: Sampling,
-    kernels: str,
-    out: Path | None,
-) -> None:
-    """Sample, rank, print; and write to `out`."""
-    unknown = tokenizer.count_unknown(prompt)
-    print_head(args, model, kernels, prompt, text, unknown, sampling)
-
+    tokenizer: Tokenizer,
+    speculation: Speculation | None,
+) -> Generation:
+    """Draw, with a bar of the steps."""
     with tqdm(
         total=args.max_new_tokens,
         unit="step",
@@ -203,7 +215,7 @@ def answer(
             bar.set_description(what, refresh=at.phase == "prefill")
             bar.update(at.step - bar.n)
 
-        generation = generate(
+        return generate(
             model,
             prompt,
             samples=args.samples,
@@ -212,20 +224,11 @@ def answer(
             seed=args.seed,
             attention=args.attention,
             eos_token_ids=tokenizer.eos_token_ids,
+            stop=args.stop,
+            detokenise=tokenizer.decode,
             progress=progress,
+            speculation=speculation,
         )
-
-    texts = [tokenizer.decode(sample.tokens).strip() for sample in generation.samples]
-    check: Check = checker(directory) or (lambda prompt, answer: None)
-    right = [check(text, answer) for answer in texts]
-    ranked = rank(generation.samples, key=lambda sample: texts[sample.index])
-    print_answers(ranked, texts, right, args.show)
-    print_costs(generation, model, args.device, kernels)
-    if out is not None and model.parallel.rank == 0:
-        write_json(
-            out, report(args, text, prompt, sampling, generation, ranked, texts, right, kernels)
-        )
-        print(f"written   {out}")
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -258,20 +261,63 @@ def not_blank(text: str, where: str) -> str:
     return text
 
 
-def choose_sampling(args: argparse.Namespace, tokenizer: Tokenizer) -> Sampling:
-    """What the command line says, then what the checkpoint recommends, then the paper's setting."""
+def choose_drafts(
+    args: argparse.Namespace, config: ModelConfig
+) -> Callable[[], Speculation | None]:
+    """What makes the drafts, once the model is loaded; whatever is wrong with it is told before."""
+    if args.speculate is None:
+        return lambda: None
+    if args.speculate == "prompt-lookup":
+        lookup = Speculation(PromptLookup(), args.draft_tokens)
+        return lambda: lookup
+    directory = find_checkpoint(args.speculate)
+    check_draft(load_config(directory), config)
 
-    def first(*values: float | None) -> float:
-        return next(value for value in values if value is not None)
+    def make() -> Speculation:
+        draft = load(
+            directory,
+            dtype=args.dtype,
+            device=resolve(args.device).torch,
+            kernels=kernels_of(args),
+            target=args.target,
+        )
+        return Speculation(DraftModel(draft, config), args.draft_tokens)
 
-    given = tokenizer.defaults
-    if args.temperature is None and given.do_sample is False:
-        return Sampling(temperature=0)
-    return Sampling(
-        temperature=first(args.temperature, given.temperature, TEMPERATURE),
-        top_p=first(args.top_p, given.top_p, TOP_P),
-        top_k=int(first(args.top_k, given.top_k, 0)),
-    )
+    return make
+
+
+def kernels_of(args: argparse.Namespace) -> str:
+    """The kernels that run on the device, where the command line leaves them open."""
+    return resolve(args.device).kernels if args.kernels == "auto" else args.kernels
+
+
+def choose_ranking(args: argparse.Namespace, prompt: str) -> Ranking:
+    """What puts samples in order, from their texts.
+
+    Raises:
+        InputError: a regular expression or a score that is none.
+    """
+    if args.score is not None:
+        score = scorer(args.score, "--score", args.time_limit)
+        return lambda samples, texts: rank(
+            samples,
+            key=lambda sample: texts[sample.index],
+            score=lambda sample: score(prompt, texts[sample.index]),
+        )
+    if args.vote is None:
+        return lambda samples, texts: rank(samples, key=lambda sample: texts[sample.index])
+    try:
+        pattern = re.compile(args.vote)
+    except re.error as error:
+        raise InputError(f"--vote {args.vote!r} is no regular expression: {error}") from error
+
+    def ballot(text: str) -> str | None:
+        if not args.vote:
+            return text
+        found = list(pattern.finditer(text))
+        return found[-1][1 if pattern.groups else 0] if found else None
+
+    return lambda samples, texts: vote(samples, key=lambda sample: ballot(texts[sample.index]))
 
 
 def describe_kernels(device: str, dtype: torch.dtype, kernels: str, target: str) -> str:
@@ -337,7 +383,7 @@ def print_answers(
     for place, each in enumerate(ranked[:show], start=1):
         sample = each.answer
         verdict = f"{words[right[sample.index]]:<7}" if judged else ""
-        cut = "" if sample.finish == "eos" else " ... (cut)"
+        cut = "" if sample.finish in ("eos", "stop") else " ... (cut)"
         print(
             f"{place:>4}  {sample.mean_logprob:>10.3f}  {each.count:>5}  {verdict}"
             f"{texts[sample.index]}{cut}"
@@ -361,6 +407,13 @@ def print_costs(generation: Generation, model: CausalLM, device: str, kernels: s
     print(
         f"\ntime      prefill {t.prefill:.2f} s, decode {t.decode:.2f} s, {rate} ({device}{note})"
     )
+    drafted = [each for sample in generation.samples for each in sample.drafts]
+    if drafted:
+        proposed, accepted = sum(each[0] for each in drafted), sum(each[1] for each in drafted)
+        print(
+            f"drafts    {proposed} verified, {accepted} taken: "
+            f"{t.decoded / len(drafted):.2f} tokens a sample and step"
+        )
     ours, theirs = traffic.bifurcated, traffic.ordinary
     each = f" in each of {model.parallel.size} processes" if model.parallel.size > 1 else ""
     print(
@@ -417,7 +470,12 @@ def report(
             for place, each in enumerate(ranked, start=1)
         ],
         "samples": [
-            {"tokens": sample.tokens, "logprobs": sample.logprobs, "finish": sample.finish}
+            {
+                "tokens": sample.tokens,
+                "logprobs": sample.logprobs,
+                "finish": sample.finish,
+                "drafts": sample.drafts,
+            }
             for sample in generation.samples
         ],
         "seconds": {"prefill": t.prefill, "decode": t.decode},

@@ -66,6 +66,11 @@ class Tokenizer:
         """Tokens, added ones included."""
         return len(self._inner)
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of its own vocabulary, without those added to it later."""
+        return int(self._inner.vocab_size)
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a plain prompt, with the special tokens (BOS) that the model expects."""
         # Not verbose: the network checks the length itself, with an error instead of a warning.

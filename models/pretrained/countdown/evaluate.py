@@ -1,10 +1,8 @@
 """Measure a countdown model: `python -m models.pretrained.countdown.evaluate --problems 200`.
 
 Each problem is held out from training and asked after twelve solved ones; the project's own
-network and generator draw the answers, and `task.check` judges them. pass@k is the unbiased
-estimate of Chen et al. (arXiv 2107.03374); pass@top3 asks whether one of the three distinct answers
-with the highest mean log-probability is right (arXiv 2403.08845, section 5.3); names that end in
-`_ended` leave out the answers that were cut before they ended.
+network and generator draw the answers, and `task.check` judges them. What the figures mean is said
+in `models.evaluation.outcomes`. `scripts/evaluate.py` does the same for anyone's prompts.
 """
 
 from __future__ import annotations
@@ -16,32 +14,19 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from models.causal_lm import Tokenizer, load
+from models.evaluation import Outcome, outcomes
 from models.files import output_path, write_json
-from models.generation import Generation, Sample, Sampling, generate, pass_at_k, pass_at_top, rank
+from models.generation import Sample, Sampling, generate
 from models.pretrained import DEFAULT_MODEL
 from models.pretrained.countdown import data, task
 from nki_kernels.errors import InputError
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the answers to one problem were."""
-
-    samples: int
-    right: int
-    ended: int
-    distinct: int
-    best: dict[str, bool]  # whether the best answers of a ranking hold a right one
-    right_tokens: list[int]  # length of each right answer, its end included
 
 
 def unseen_prompts(seed: int, count: int) -> Iterator[str]:
@@ -52,52 +37,10 @@ def unseen_prompts(seed: int, count: int) -> Iterator[str]:
         yield task.prompt(problem, examples[i * task.EXAMPLES : (i + 1) * task.EXAMPLES])
 
 
-def judge(prompt: str, generation: Generation, tokenizer: Tokenizer) -> Outcome:
+def judge(prompt: str, samples: Sequence[Sample], tokenizer: Tokenizer) -> Outcome:
     """Check every answer to a prompt and rank them."""
-    texts = [tokenizer.decode(sample.tokens).strip() for sample in generation.samples]
-    verdicts = [bool(task.check(prompt, text)) for text in texts]
-    ended = [sample for sample in generation.samples if sample.finish == "eos"]
-
-    def name(sample: Sample) -> str:
-        return texts[sample.index]
-
-    def right(sample: Sample) -> bool:
-        return verdicts[sample.index]
-
-    everything, whole = rank(generation.samples, name), rank(ended, name)
-    return Outcome(
-        samples=len(texts),
-        right=sum(verdicts),
-        ended=len(ended),
-        distinct=len(everything),
-        best={
-            f"pass@top{k}{suffix}": pass_at_top(ranked, right, k)
-            for suffix, ranked in (("", everything), ("_ended", whole))
-            for k in (1, 3)
-        },
-        right_tokens=[len(s.tokens) for s in generation.samples if verdicts[s.index]],
-    )
-
-
-def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Means over problems, and the lengths of right answers."""
-    samples = outcomes[0].samples
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples]
-    lengths = [n for outcome in outcomes for n in outcome.right_tokens]
-    return {
-        **{f"pass@{k}": _mean([pass_at_k(samples, o.right, k) for o in outcomes]) for k in ks},
-        **{name: _mean([o.best[name] for o in outcomes]) for name in outcomes[0].best},
-        "ended": _mean([o.ended / samples for o in outcomes]),
-        "distinct": _mean([o.distinct for o in outcomes]),
-        "right_answer_tokens": {
-            "mean": round(float(np.mean(lengths)), 2) if lengths else None,
-            "largest": max(lengths, default=None),
-        },
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 4)
+    texts = [tokenizer.decode(sample.tokens).strip() for sample in samples]
+    return outcomes.judge(samples, texts, [bool(task.check(prompt, text)) for text in texts])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         for pair in zip(given, recommended, strict=True)
     )
     sampling = Sampling(temperature=temperature, top_p=top_p)
-    outcomes = []
+    found: list[Outcome] = []
     begin = time.perf_counter()
     with tqdm(total=args.problems, unit="problem", mininterval=1.0) as bar:
         for i, prompt in enumerate(unseen_prompts(args.seed, args.problems)):
@@ -151,9 +94,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 seed=args.seed + i,
                 eos_token_ids=tokenizer.eos_token_ids,
             )
-            outcomes.append(judge(prompt, generation, tokenizer))
+            found.append(judge(prompt, generation.samples, tokenizer))
             bar.update()
-            bar.set_postfix(right=sum(o.right for o in outcomes) / args.samples / len(outcomes))
+            bar.set_postfix(right=sum(o.right for o in found) / args.samples / len(found))
     return {
         "problems": args.problems,
         "samples": args.samples,
@@ -168,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - begin, 1),
-        **summarise(outcomes),
+        **outcomes.summarise(found),
     }
 
 

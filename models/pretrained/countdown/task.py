@@ -1,5 +1,7 @@
 """The countdown game: problems, their text, and the program that checks an answer.
 
+As a command, `python task.py PROMPT ANSWER` (two files) ends with 0 where the answer is right.
+
 Five numbers and a target are given. A step takes two numbers from the table, joins them with one of
 `+ - * /`, and puts the result back in their place; results are whole numbers of 1 to 255. An answer
 is right when every step is right and the result of the last step is the target. So each of the five
@@ -15,8 +17,10 @@ has numbers that never occurred together in training.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -228,3 +232,16 @@ def check(prompt_text: str, answer_text: str) -> bool | None:
             return False
         table.append(last)
     return last == problem.target
+
+
+def main() -> int:
+    """Exit status: 0 right, 1 wrong or no problem of this game, 2 a mistake of the caller."""
+    if len(sys.argv) != 3:
+        print("usage: task.py PROMPT ANSWER, two files", file=sys.stderr)
+        return 2
+    prompt_text, answer_text = (Path(name).read_text(encoding="utf-8") for name in sys.argv[1:])
+    return 0 if check(prompt_text, answer_text) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

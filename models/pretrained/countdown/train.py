@@ -1,10 +1,10 @@
 """Train the default model: `python -m models.pretrained.countdown.train --out DIR`.
 
-A Llama-architecture network of 4.8 million parameters learns countdown from problems made as it
-goes, in bf16 autocast over fp32 weights on CUDA, in fp32 on a CPU. `DIR` receives, whole or not at
-all, a Hugging Face checkpoint in bf16, its tokenizer, `task.json`, and the log of the run. Until
-then the state of the run lies in `DIR.state.pt`, and `--resume` goes on from there with the same
-data in the same order.
+A Llama-architecture network, of 4.8 million parameters unless told otherwise, learns countdown from
+problems made as it goes, in bf16 autocast over fp32 weights on CUDA, in fp32 on a CPU. `DIR`
+receives, whole or not at all, a Hugging Face checkpoint in bf16, its tokenizer, `task.json`, and
+the log of the run. Until then the state of the run lies in `DIR.state.pt`, and `--resume` goes on
+from there with the same data in the same order.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from nki_kernels.errors import InputError
 
 ROPE_THETA = 10000.0
 MAX_POSITIONS = 512
+HEAD_SIZE = 64
 LOG_POINTS = 50  # on the loss curve
 HELDOUT_SEQUENCES = 64  # at most, for the second curve
 
@@ -46,18 +47,21 @@ class Run:
     lr: float
     warmup: int
     seed: int
+    layers: int = 6
+    width: int = 256
 
 
-def model_config() -> transformers.LlamaConfig:
-    """The architecture: 6 layers, width 256, h = 4, g = 2, d = 64, tied embeddings."""
+def model_config(run: Run) -> transformers.LlamaConfig:
+    """The architecture: tied embeddings, d = 64, h = width / d, half as many key/value heads."""
+    h = run.width // HEAD_SIZE
     return transformers.LlamaConfig(
         vocab_size=len(tokenizer.VOCABULARY),
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
+        hidden_size=run.width,
+        intermediate_size=3 * run.width,
+        num_hidden_layers=run.layers,
+        num_attention_heads=h,
+        num_key_value_heads=max(h // 2, 1),
+        head_dim=HEAD_SIZE,
         max_position_embeddings=MAX_POSITIONS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -172,7 +176,7 @@ def train(run: Run, out: Path, *, resume: bool, compiled: bool, workers: int, sa
 
     torch.manual_seed(run.seed)
     torch.set_float32_matmul_precision("high")
-    model: Any = transformers.LlamaForCausalLM(model_config()).to(device)
+    model: Any = transformers.LlamaForCausalLM(model_config(run)).to(device)
     optimizer = make_optimizer(model, run, fused=device.type == "cuda")
     start, seconds_before, curve = 0, 0.0, []
     if state is not None:
@@ -274,6 +278,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=2e-3, help="peak of the learning rate")
     p.add_argument("--warmup", type=int, default=200, help="steps to the peak")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--layers", type=int, default=6)
+    p.add_argument("--width", type=int, default=256, help=f"a multiple of {2 * HEAD_SIZE}")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="data workers")
     p.add_argument("--save-every", type=int, default=1000, help="steps between states on disk")
@@ -286,17 +292,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; bad input ends in one sentence and exit code 2."""
     args = parser().parse_args(argv)
     try:
-        for name in ("steps", "batch", "save_every"):
+        for name in ("steps", "batch", "save_every", "layers"):
             if getattr(args, name) < 1:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} is {getattr(args, name)}; it must be at least 1")
+        if args.width < 1 or args.width % (2 * HEAD_SIZE):
+            raise InputError(f"--width is {args.width}; it must be a multiple of {2 * HEAD_SIZE}")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch sees no CUDA device here")
         cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
         if not cuda:
             print("training on the CPU, in fp32: hundreds of times slower than a GPU", flush=True)
         log = train(
-            Run(args.steps, args.batch, args.lr, min(args.warmup, args.steps), args.seed),
+            Run(
+                args.steps,
+                args.batch,
+                args.lr,
+                min(args.warmup, args.steps),
+                args.seed,
+                args.layers,
+                args.width,
+            ),
             args.out,
             resume=args.resume,
             compiled=args.compile,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models.causal_lm import CacheShape, Tokenizer
-from models.generation import Generation, Sample, Timings, Traffic, Way, pass_at_k
+from models.causal_lm import Tokenizer
+from models.generation import Sample
 from models.pretrained import DEFAULT_MODEL
 from models.pretrained.countdown import evaluate, task
 
@@ -23,21 +23,17 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(DEFAULT_MODEL)
 
 
-def generation(tokenizer: Tokenizer, *answers: tuple[str, float, str]) -> Generation:
+def drawn(tokenizer: Tokenizer, *answers: tuple[str, float, str]) -> list[Sample]:
     samples = []
     for index, (text, logprob, finish) in enumerate(answers):
         tokens = tokenizer.encode(text)[1:] + [tokenizer.eos_token_ids[0]] * (finish == "eos")
         reason = "eos" if finish == "eos" else "length"
         samples.append(Sample(index, tokens, [logprob] * len(tokens), reason))  # type: ignore[arg-type]
-    nothing = Way(0, 0, 0.0, 0)
-    return Generation(
-        samples, CacheShape(1, len(samples), 1, 1), Timings(0, 0, 0, 0),
-        Traffic(nothing, nothing, 0.0),
-    )  # fmt: skip
+    return samples
 
 
 def test_judging(tokenizer: Tokenizer) -> None:
-    drawn = generation(
+    samples = drawn(
         tokenizer,
         (CUT, -0.1, "length"),
         (CUT + " 40", -0.15, "length"),
@@ -46,7 +42,7 @@ def test_judging(tokenizer: Tokenizer) -> None:
         (RIGHT, -0.3, "eos"),
         (OTHER, -0.4, "eos"),
     )
-    outcome = evaluate.judge(PROMPT, drawn, tokenizer)
+    outcome = evaluate.judge(PROMPT, samples, tokenizer)
     assert (outcome.samples, outcome.right, outcome.ended, outcome.distinct) == (6, 3, 4, 5)
     assert outcome.best == {
         "pass@top1": False,
@@ -55,23 +51,6 @@ def test_judging(tokenizer: Tokenizer) -> None:
         "pass@top3_ended": True,
     }
     assert outcome.right_tokens == [12, 12, 24]
-
-
-def test_summary(tokenizer: Tokenizer) -> None:
-    half = evaluate.judge(
-        PROMPT, generation(tokenizer, (RIGHT, -0.1, "eos"), (CUT, -0.2, "length")), tokenizer
-    )
-    none = evaluate.judge(
-        PROMPT, generation(tokenizer, (WRONG, -0.1, "eos"), (CUT, -0.2, "length")), tokenizer
-    )
-    result = evaluate.summarise([half, none])
-    assert result["pass@1"] == pass_at_k(2, 1, 1) / 2 == 0.25
-    assert result["pass@2"] == 0.5
-    assert "pass@4" not in result
-    assert result["pass@top3"] == 0.5
-    assert result["ended"] == 0.5
-    assert result["right_answer_tokens"] == {"mean": 12.0, "largest": 12}
-    assert evaluate.summarise([none])["right_answer_tokens"] == {"mean": None, "largest": None}
 
 
 def test_the_problems_are_unseen_and_their_examples_differ() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -196,3 +198,18 @@ def test_example_prompt_is_one_unseen_problem_after_twelve_solved_ones() -> None
     asked = task.parse_prompt(question)
     assert asked is not None
     assert task.is_heldout(asked.numbers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [("12 + 5 = 17 ; 17 * 3 = 51", 0), ("12 + 5 = 17", 1)]
+)
+def test_as_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int
+) -> None:
+    prompt, given = tmp_path / "prompt", tmp_path / "answer"
+    prompt.write_text("12 5 3 40 7 -> 51 :")
+    given.write_text(answer)
+    monkeypatch.setattr("sys.argv", ["task.py", str(prompt), str(given)])
+    assert task.main() == status
+    monkeypatch.setattr("sys.argv", ["task.py"])
+    assert task.main() == 2
