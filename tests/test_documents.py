@@ -52,6 +52,6 @@ def test_named_files_exist(page: Path) -> None:
     """Commands and prose name files of the project as `folder/name.py`; each is there."""
     rooms = "nki_sim|nki_kernels|models|compile|scripts|tests|docs"
     named = re.findall(
-        rf"(?<![\w/.])((?:{rooms})/[\w/]+\.(?:py|sh|md|json))", (ROOT / page).read_text()
+        rf"(?<![\w/.])((?:{rooms})/[\w/]+\.(?:py|sh|md|json)(?!\w))", (ROOT / page).read_text()
     )
     assert not [name for name in named if not (ROOT / name).exists()]

@@ -63,7 +63,7 @@ class PromptLookup:
         shortest: tokens compared last.
     """
 
-    def __init__(self, longest: int = 3, shortest: int = 1) -> None:
+    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
         if not 1 <= shortest <= longest:
             raise InputError(
                 f"prompt lookup compares {longest} down to {shortest} tokens; it must be at least "

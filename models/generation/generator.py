@@ -83,9 +83,26 @@ class Generator:
         self.occupancy = Occupancy(shape)
         self.inside = InGraph(model)
         self._queue: list[Answers] = []  # requests with samples that go on, oldest first
-        model.allocate(shape)
-        if speculation is not None:
-            speculation.drafter.allocate(shape)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Makes the caches.
+
+        Raises:
+            InputError: there is no memory for them.
+        """
+        try:
+            self.model.allocate(self.shape)
+            if self.speculation is not None:
+                self.speculation.drafter.allocate(self.shape)
+        except RuntimeError as error:  # what torch raises, on any device
+            if "memory" not in str(error):
+                raise
+            size = traffic.allocated_bytes(self.model.config, self.model.dtype.itemsize, self.shape)
+            raise InputError(
+                f"no memory for the cache: {self.shape} takes {size / 2**30:.1f} GiB of keys and "
+                "values; ask for fewer samples or tokens"
+            ) from error
 
     def check(self, request: Request) -> None:
         """Refuses a request that could never be answered.

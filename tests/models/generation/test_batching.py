@@ -325,6 +325,11 @@ def test_requests_that_are_refused(
     assert not generator.step()
 
 
+def test_no_memory_for_the_cache() -> None:
+    with pytest.raises(InputError, match=r"no memory for the cache: .* takes 447034\.\d GiB"):
+        Generator(tiny.model(), CacheShape(G=1, r=10**9, S_ctx=8, S_dec=1250))
+
+
 def test_run_measures_one_prompt_alone(generator: Generator) -> None:
     generator.submit(BASE)
     with pytest.raises(InputError, match="1 submitted requests are not done"):

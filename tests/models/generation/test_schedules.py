@@ -39,25 +39,34 @@ Result = tuple[list[int], str | None, str | None]
 
 @pytest.fixture(scope="module")
 def alone() -> Callable[[Request], list[Result]]:
-    """What a request gives by itself over the smallest cache, on a model of its own."""
+    """What a request gives by itself over the smallest cache, on a model of its own.
+
+    Where each sample has a seed, each is run by itself.
+    """
     apart = tiny.model()
     known: dict[str, list[Result]] = {}
 
     def run(request: Request) -> list[Result]:
         name = repr(request)
         if name not in known:
-            generation = generate(
-                apart,
-                request.prompt,
-                samples=request.samples,
-                max_new_tokens=request.max_new_tokens,
-                sampling=request.sampling,
-                seed=request.seed,
-                eos_token_ids=EOS,
-                stop=request.stop,
-                detokenise=text,
-            )
-            known[name] = [(each.tokens, each.finish, each.text) for each in generation.samples]
+            together = [(request.seed, request.samples)]
+            if not isinstance(request.seed, int):  # a seed a sample: as many runs
+                together = [(seed, 1) for seed in request.seed]
+            known[name] = [
+                (each.tokens, each.finish, each.text)
+                for seed, samples in together
+                for each in generate(
+                    apart,
+                    request.prompt,
+                    samples=samples,
+                    max_new_tokens=request.max_new_tokens,
+                    sampling=request.sampling,
+                    seed=seed,
+                    eos_token_ids=EOS,
+                    stop=request.stop,
+                    detokenise=text,
+                ).samples
+            ]
         return known[name]
 
     return run

@@ -75,7 +75,7 @@ class Scripted:
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "lookup": PromptLookup,
+    "lookup": lambda: PromptLookup(3, 1),
     "same model": lambda: DraftModel(tiny.model(), tiny.CONFIG),
     "similar model": lambda: DraftModel(similar(), tiny.CONFIG),
     "other model": lambda: DraftModel(tiny.model(1), tiny.CONFIG),
