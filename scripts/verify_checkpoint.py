@@ -33,7 +33,7 @@ from models.causal_lm.comparison import (
     run_ours,
     run_transformers,
 )
-from models.causal_lm.directory import DTYPES, verify_files, weight_files
+from models.causal_lm.directory import DTYPES, is_split, verify_files, weight_files
 from models.files import output_path, write_json
 from nki_kernels.errors import InputError
 from scripts import command_line
@@ -77,6 +77,11 @@ def main() -> None:
         raise InputError(f"--tokens is {args.tokens}; it must be 0 or more")
     directory, dtype = find_checkpoint(args.model), DTYPES[args.dtype]
     config = load_config(directory)
+    if config.weights != "float" or config.kv_dtype != "model" or is_split(directory):
+        raise InputError(
+            f"{args.model} was written by scripts/convert.py; compare the checkpoint that it was "
+            "made of"
+        )
     parts = find_weights(directory, config)
     print(f"model     {args.model}: {config.family}, l = {config.layers}, h = {config.h}, "
           f"g = {config.g}, d = {config.d}")  # fmt: skip

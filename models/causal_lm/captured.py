@@ -65,8 +65,13 @@ class CapturedLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations and cache."""
+        """Of activations."""
         return self.model.dtype
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the cache."""
+        return self.model.kv_dtype
 
     def allocate(self, shape: CacheShape) -> None:
         """Makes the cache; graphs over the one before are dropped."""

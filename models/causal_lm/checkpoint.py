@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from models.causal_lm.config import KV, ModelConfig, Weights
 from models.causal_lm.directory import (
-    SHARDS_FILE,
     find_checkpoint,
+    is_split,
     listed,
     load_config,
     resolve_dtype,
@@ -99,7 +99,7 @@ def load(
     held = dtypes(model)
     stored = find_weights(directory, config, parallel.size, parallel.rank)
     parts = {name: part for name, part in stored.items() if name in held}
-    if verify or (directory / SHARDS_FILE).is_file():
+    if verify or is_split(directory):
         verify_files(directory, sorted({part.path for part in parts.values()}))
     fill(model, read_weights(parts, held, device=device, progress=progress))
     return model.requires_grad_(False)
@@ -195,7 +195,7 @@ def find_weights(
             config: tensors are missing, unexpected, of another shape or of another dtype.
     """
     shards = rank_shards(config, tp, rank)
-    if (directory / SHARDS_FILE).is_file():
+    if is_split(directory):
         return find_shard(directory, shards, tp, rank)
     found = {}
     for stored, parts in check_tensors(config, shards, directory):

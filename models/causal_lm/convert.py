@@ -25,6 +25,7 @@ from models.causal_lm.directory import (
     SHARDS_FILE,
     SINGLE_FILE,
     SUMS_FILE,
+    is_split,
     load_config,
     read_json,
     resolve_dtype,
@@ -70,7 +71,7 @@ def split(
     """
     config = load_config(directory)
     torch_dtype = resolve_dtype(dtype, config)
-    if (directory / SHARDS_FILE).is_file():
+    if is_split(directory):
         raise InputError(f"{directory} is split already; split the checkpoint that it was made of")
     check_degree(config, tp)
     ranks = [find_weights(directory, config, tp, rank) for rank in range(tp)]
@@ -133,7 +134,7 @@ def quantise(
     """
     config = load_config(directory)
     torch_dtype = resolve_dtype(dtype, config)
-    if (directory / SHARDS_FILE).is_file():
+    if is_split(directory):
         raise InputError(f"{directory} is split; quantise the checkpoint that it was made of")
     if config.weights != "float" or config.kv_dtype != "model":
         raise InputError(f"{directory} is quantised already")

@@ -89,6 +89,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_split(directory: Path) -> bool:
+    """Whether a checkpoint has one file a rank."""
+    return (directory / SHARDS_FILE).is_file()
+
+
 def load_config(directory: Path) -> ModelConfig:
     """The config of a checkpoint directory; InputError where it is missing or unsupported."""
     return ModelConfig.from_hf(read_json(directory / "config.json"))
@@ -139,7 +144,7 @@ def expected_sha256(directory: Path) -> dict[str, str]:
     Raises:
         InputError: the index is malformed, or a line of SHA256SUMS.
     """
-    if (directory / SHARDS_FILE).is_file():
+    if is_split(directory):
         try:
             files = read_json(directory / SHARDS_FILE)["files"]
             return {file["name"]: file["sha256"] for file in files}

@@ -231,7 +231,7 @@ class Generator:
 
         lengths = [len(sample.tokens) for sample in answers.samples]
         timings = Timings(prefilled - start, ended - prefilled, step - 1, sum(lengths) - samples)
-        config, itemsize = self.model.config, self.model.dtype.itemsize
+        config, itemsize = self.model.config, self.model.kv_dtype.itemsize
         moved = traffic.measure(
             config,
             itemsize,

@@ -27,6 +27,10 @@ class Network(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of activations."""
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
         """Of the cache."""
 
     def allocate(self, shape: CacheShape) -> None:

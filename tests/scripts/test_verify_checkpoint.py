@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from models.causal_lm import checkpoint, comparison, directory
 from models.causal_lm.comparison import Run, compare, memory_needed, run_ours, run_transformers
+from models.causal_lm.convert import quantise, split
 from models.causal_lm.families import FAMILIES
 from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
@@ -224,3 +225,13 @@ def test_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any)
     (model / "SHA256SUMS").write_text(f"{digest[::-1]}  model.safetensors\n")
     assert run(monkeypatch, *arguments) == 2
     assert "model.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_what_was_converted_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    quantise(DEFAULT_MODEL, tmp_path / "q", "int8")
+    split(DEFAULT_MODEL, tmp_path / "two", 2)
+    for name in ("q", "two"):
+        assert run(monkeypatch, "--model", tmp_path / name) == 2
+        assert "compare the checkpoint that it was made of" in capsys.readouterr().err
