@@ -2,6 +2,7 @@
 
 python scripts/verify_checkpoint.py --model DIR                  layers, logits, greedy tokens, fp32
 python scripts/verify_checkpoint.py --model DIR --memory layer   one layer's weights at a time
+python scripts/verify_checkpoint.py --model DIR8 --against DIR   what quantising has changed
 
 Exit code 0: equal. 1: they differ. 2: the checkpoint or the command is wrong.
 """
@@ -18,6 +19,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +29,7 @@ import torch
 from models.causal_lm import Tokenizer, find_checkpoint, load_config
 from models.causal_lm.checkpoint import find_weights
 from models.causal_lm.comparison import (
+    TOLERANCE,
     Comparison,
     compare,
     memory_needed,
@@ -64,6 +67,13 @@ def parse() -> argparse.Namespace:
         default="torch",
         help="nki: the NKI kernels on the simulator (%(default)s)",
     )
+    add(
+        "--against",
+        metavar="DIR|ID",
+        help="compare with this checkpoint in the same network instead of transformers",
+    )
+    add("--tolerance", type=float, metavar="E", help="difference of logits that counts as none, "
+        "as a fraction of the largest (1e-4 in float32, 16 ulp in bfloat16)")  # fmt: skip
     add("--checksums", action="store_true", help="compare the files with SHA256SUMS or the hub's")
     add("--json", metavar="OUT", help="write everything to this file as well")
     return parser.parse_args()
@@ -76,12 +86,19 @@ def main() -> None:
     if args.tokens < 0:
         raise InputError(f"--tokens is {args.tokens}; it must be 0 or more")
     directory, dtype = find_checkpoint(args.model), DTYPES[args.dtype]
+    other = None if args.against is None else find_checkpoint(args.against)
+    tolerance = TOLERANCE[dtype] if args.tolerance is None else args.tolerance
+    if not 0 < tolerance < math.inf:
+        raise InputError(f"--tolerance is {tolerance}; it must be above 0")
     config = load_config(directory)
-    if config.weights != "float" or config.kv_dtype != "model" or is_split(directory):
+    quantised = config.weights != "float" or config.kv_dtype != "model"
+    if other is None and (quantised or is_split(directory)):
         raise InputError(
-            f"{args.model} was written by scripts/convert.py; compare the checkpoint that it was "
-            "made of"
+            f"{args.model} was written by scripts/convert.py; give the checkpoint that it was made "
+            "of as --against"
         )
+    if other is not None:
+        find_weights(other, load_config(other))
     parts = find_weights(directory, config)
     print(f"model     {args.model}: {config.family}, l = {config.layers}, h = {config.h}, "
           f"g = {config.g}, d = {config.d}")  # fmt: skip
@@ -101,9 +118,14 @@ def main() -> None:
     round_trip = check_tokenizer(tokenizer, prompt, args.prompt, config.vocab_size)
     by_layer = choose_memory(args.memory, directory, dtype)
     start = time.perf_counter()
-    theirs = run_transformers(directory, prompt, args.tokens, dtype, by_layer)
+    if other is None:
+        theirs = run_transformers(directory, prompt, args.tokens, dtype, by_layer)
+    else:
+        theirs = run_ours(other, prompt, args.tokens, dtype, by_layer, args.kernels)
+        if len(theirs.hidden) != config.layers or theirs.logits[0].numel() != config.vocab_size:
+            raise InputError(f"{args.against} has other layers or another vocabulary")
     ours = run_ours(directory, prompt, theirs.tokens[:-1], dtype, by_layer, args.kernels)
-    found = compare(theirs, ours, dtype)
+    found = compare(theirs, ours, tolerance)
     print_comparison(found)
     equal = found.equal and round_trip is not False
     print(f"\n{'equal' if equal else 'DIFFERENT'}, in {time.perf_counter() - start:.1f} s")
@@ -167,13 +189,13 @@ def print_comparison(found: Comparison) -> None:
     print(f"logits    prefill {found.logits[0]:.1e}", end="")
     if found.logits[1:]:
         print(f", {len(found.logits) - 1} decode steps {max(found.logits[1:]):.1e}", end="")
-    print(f"; {found.tolerance:.1e} is rounding")
+    print(f"; root mean square {found.mean:.1e}; up to {found.tolerance:.1e} counts as none")
     wrong = found.wrong_tokens
     same = sum(a == b for a, b in zip(found.theirs, found.ours, strict=True))
     print(f"greedy    {same} of {len(found.theirs)} tokens the same", end="")
     print(f", the first other one in place {wrong[0]}" if wrong else "", end="")
     tied = len(found.theirs) - same - len(wrong)
-    print(f", {tied} of the others tied within rounding" if tied else "")
+    print(f", {tied} of the others tied within that" if tied else "")
 
 
 def report(

@@ -9,7 +9,7 @@ the part that it holds, and at most one block beside its weights is in memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
@@ -129,18 +129,25 @@ def dtypes(model: CausalLM) -> dict[str, torch.dtype]:
 
 
 def fill(model: CausalLM, weights: Mapping[str, Tensor]) -> None:
-    """Gives a network all its weights; factors of keys and values that are not given are 1."""
+    """Gives a network all its weights."""
     device = next(iter(weights.values())).device
-    ones = {
-        name: torch.ones(weight.shape, device=device)
-        for name, weight in model.named_parameters()
-        if ".cache." in name and name not in weights
-    }
+    ones = unit_scales(model, weights, device)
     left = model.load_state_dict({**weights, **ones}, strict=False, assign=True)
     model.tie_weights()
     computed = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     missing = {name for name in left.missing_keys if "rank_util" not in name} - computed
     assert not missing and not left.unexpected_keys, left
+
+
+def unit_scales(
+    model: CausalLM, given: Container[str], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The factors of keys and values that are not `given`: they are 1."""
+    return {
+        name: torch.ones(weight.shape, device=device)
+        for name, weight in model.named_parameters()
+        if ".cache." in name and name not in given
+    }
 
 
 def read_weights(

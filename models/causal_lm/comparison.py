@@ -1,8 +1,9 @@
-"""A checkpoint in this network beside transformers: every layer, every logit, greedy tokens.
+"""A checkpoint in this network beside transformers, or beside another checkpoint in this network.
 
-The two never share memory: transformers runs first and leaves its hidden states, logits and tokens,
-then this network is fed the same tokens. Either holds all its weights, or those of one layer at a
-time, which are then read again for each forward pass.
+Every layer, every logit and greedy tokens are compared. The two never share memory: the reference
+runs first and leaves its hidden states, logits and tokens, then the other is fed the same tokens.
+Either holds all its weights, or those of one layer at a time, which are then read again for each
+forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from models.causal_lm.cache import CacheShape
-from models.causal_lm.checkpoint import dtypes, find_weights, load, rank_shards, read_weights
+from models.causal_lm.checkpoint import (
+    dtypes,
+    find_weights,
+    load,
+    rank_shards,
+    read_weights,
+    unit_scales,
+)
 from models.causal_lm.directory import load_config, weight_files
 from models.causal_lm.network import CausalLM
 from models.causal_lm.storage import open_files
@@ -55,14 +63,16 @@ class Comparison:
     Attributes:
         layers: largest difference after each layer, as a fraction of its largest element.
         logits: the same of the logits of each step.
+        mean: root mean square of all logits' differences, as a fraction of theirs.
         tolerance: what the logits may differ by.
-        theirs: transformers' greedy tokens.
-        ours: this network's, each after transformers' tokens before it.
-        ties: places where tokens differ and transformers' two best are within the tolerance.
+        theirs: the reference's greedy tokens.
+        ours: the other's, each after the reference's tokens before it.
+        ties: places where the reference's two best are within twice the tolerance.
     """
 
     layers: list[float]
     logits: list[float]
+    mean: float
     tolerance: float
     theirs: list[int]
     ours: list[int]
@@ -85,17 +95,18 @@ class Comparison:
         return all(d <= self.tolerance for d in self.logits) and not self.wrong_tokens
 
 
-def compare(theirs: Run, ours: Run, dtype: torch.dtype) -> Comparison:
-    """Compares two runs that were fed the same tokens."""
-    tolerance = TOLERANCE[dtype]
+def compare(theirs: Run, ours: Run, tolerance: float) -> Comparison:
+    """Compares two runs that were fed the same tokens; `theirs` is the reference."""
     ties = []
     for i, logits in enumerate(theirs.logits):
         best = logits.topk(2).values
         if float(best[0] - best[1]) <= 2 * tolerance * float(logits.abs().max()):
             ties.append(i)
+    right, found = torch.stack(theirs.logits), torch.stack(ours.logits)
     return Comparison(
         layers=[apart(a, b) for a, b in zip(theirs.hidden, ours.hidden, strict=True)],
         logits=[apart(a, b) for a, b in zip(theirs.logits, ours.logits, strict=True)],
+        mean=float((right - found).square().mean().sqrt() / right.square().mean().sqrt()),
         tolerance=tolerance,
         theirs=theirs.tokens,
         ours=ours.tokens,
@@ -147,18 +158,22 @@ def run_transformers(
 def run_ours(
     directory: Path,
     prompt: list[int],
-    tokens: list[int],
+    given: list[int] | int,
     dtype: torch.dtype,
     by_layer: bool,
     kernels: str = "auto",
 ) -> Run:
-    """Runs this network on the prompt and, one after the other, on `tokens`."""
+    """Runs this network on the prompt and then, one after the other, on the tokens `given`.
+
+    Where `given` is a number it takes so many steps with its own greedy tokens.
+    """
     if by_layer:
         model = _our_layers(directory, dtype, kernels)
     else:
         model = load(directory, dtype=dtype, kernels=kernels, progress=True)
     run = Run()
-    model.allocate(CacheShape(G=1, r=1, S_ctx=len(prompt), S_dec=max(1, len(tokens))))
+    steps = given if isinstance(given, int) else len(given)
+    model.allocate(CacheShape(G=1, r=1, S_ctx=len(prompt), S_dec=max(1, steps)))
 
     def int32(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
@@ -167,8 +182,9 @@ def run_ours(
     with torch.no_grad():
         with _hidden_states(model.layers, run):
             run.logits.append(model(int32([prompt]), length, int32([[0]]), group)[0])
-        for done, token in enumerate(tokens, start=1):
-            logits = model(int32([[[token]]]), length, int32([[done]]), group)
+        for step in range(steps):
+            token = run.tokens[-1] if isinstance(given, int) else given[step]
+            logits = model(int32([[[token]]]), length, int32([[step + 1]]), group)
             run.logits.append(logits.flatten())
     return run
 
@@ -253,7 +269,8 @@ def _our_layers(directory: Path, dtype: torch.dtype, kernels: str) -> CausalLM:
     parts = find_weights(directory, config)
     held = dtypes(model)
     resident = {name: part for name, part in parts.items() if not name.startswith("layers.")}
-    model.load_state_dict(read_weights(resident, held), strict=False, assign=True)
+    weights = {**read_weights(resident, held), **unit_scales(model, parts)}
+    model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     for i, layer in enumerate(model.layers):
         prefix = f"layers.{i}."

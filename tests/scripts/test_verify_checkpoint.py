@@ -14,10 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.causal_lm import checkpoint, comparison, directory
-from models.causal_lm.comparison import Run, compare, memory_needed, run_ours, run_transformers
+from models.causal_lm.comparison import (
+    TOLERANCE,
+    Run,
+    compare,
+    memory_needed,
+    run_ours,
+    run_transformers,
+)
 from models.causal_lm.convert import quantise, split
 from models.causal_lm.families import FAMILIES
-from models.pretrained import DEFAULT_MODEL
+from models.pretrained import DEFAULT_MODEL, example_prompt
 from nki_kernels.errors import InputError
 from scripts import command_line, verify_checkpoint
 from tests.models.causal_lm import families
@@ -32,7 +39,7 @@ PROBLEM = "use 3, 5, 7 to make 22"
 def numbers(directory: Path, by_layer: bool, dtype: torch.dtype = torch.float32) -> Any:
     theirs = run_transformers(directory, PROMPT, 6, dtype, by_layer)
     ours = run_ours(directory, PROMPT, theirs.tokens[:-1], dtype, by_layer)
-    return compare(theirs, ours, dtype)
+    return compare(theirs, ours, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ["llama-3.2", "mixtral", "phi-3.5", "gemma-2", "granite"])
@@ -119,12 +126,12 @@ def test_bfloat16_is_rounding_and_no_more(tmp_path: Path) -> None:
 def test_a_tie_is_no_difference_and_a_nan_is_one() -> None:
     theirs = Run(logits=[torch.tensor([1.0, 1.0 + 1e-6, 0.0])])
     ours = Run(logits=[torch.tensor([1.0 + 1e-6, 1.0, 0.0])])
-    assert compare(theirs, ours, torch.float32).equal
+    assert compare(theirs, ours, 1e-4).equal
     apart = Run(logits=[torch.tensor([1.0, 0.9, 0.0])])
-    assert compare(apart, ours, torch.float32).wrong_tokens == []
-    assert not compare(apart, ours, torch.float32).equal
+    assert compare(apart, ours, 1e-4).wrong_tokens == []
+    assert not compare(apart, ours, 1e-4).equal
     nan = Run(logits=[torch.tensor([float("nan"), 1.0, 0.0])])
-    assert not compare(theirs, nan, torch.float32).equal
+    assert not compare(theirs, nan, 1e-4).equal
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -234,4 +241,19 @@ def test_what_was_converted_is_not_compared(
     split(DEFAULT_MODEL, tmp_path / "two", 2)
     for name in ("q", "two"):
         assert run(monkeypatch, "--model", tmp_path / name) == 2
-        assert "compare the checkpoint that it was made of" in capsys.readouterr().err
+        assert "give the checkpoint that it was made of as --against" in capsys.readouterr().err
+
+
+def test_against_another_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    quantise(DEFAULT_MODEL, tmp_path / "q", "int8", "fp8")
+    arguments = ["--model", tmp_path / "q", "--against", DEFAULT_MODEL]
+    arguments += ["--prompt", example_prompt(4)]
+    assert run(monkeypatch, *arguments) == 1
+    assert run(monkeypatch, *arguments, "--tolerance", 0.3, "--memory", "layer") == 0
+    assert "up to 3.0e-01 counts as none" in capsys.readouterr().out
+    same = ["--model", DEFAULT_MODEL, "--against", DEFAULT_MODEL, "--prompt", PROBLEM]
+    assert run(monkeypatch, *same) == 0
+    assert "logits    prefill 0.0e+00" in capsys.readouterr().out
+    assert run(monkeypatch, *same, "--tolerance", 0) == 2
