@@ -159,7 +159,13 @@ def made(name: str, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["llama-3.2", "phi-3", "mixtral", "qwen2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "phi-3",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama-3.2", "mixtral", "qwen2")),
+    ],
+)
 def test_saved_and_loaded_is_quantised_while_loading(name: str, kind: str, tmp_path: Path) -> None:
     whole = made(name, tmp_path)
     quantise(whole, tmp_path / kind, kind, dtype="float32")  # type: ignore[arg-type]
@@ -383,6 +389,7 @@ def test_quantised_shards_round_trip(saved: Path, tmp_path: Path) -> None:
         assert torch.equal(other.view(torch.uint8), weight.view(torch.uint8)), name
 
 
+@pytest.mark.slow
 def test_graphs_of_a_quantised_network(saved: Path) -> None:
     """What torch.export captures, writes of fp8 states included, is the eager network."""
     model, eager = (load(saved, weights="int8", kv_dtype="fp8") for _ in range(2))

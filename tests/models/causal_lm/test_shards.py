@@ -48,7 +48,13 @@ def check_parts(directory: Path, source: Path, tp: int, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("name", ["phi-3", "mixtral", "qwen2", "multi-query", "gemma-2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "phi-3",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixtral", "qwen2", "multi-query")),
+    ],
+)
 def test_each_rank_reads_its_part_bit_for_bit(name: str, tp: int, tmp_path: Path) -> None:
     families.make(name).save_pretrained(tmp_path / "whole")
     check_parts(tmp_path / "whole", tmp_path / "whole", tp, torch.float32)
