@@ -24,10 +24,12 @@ import nki.language as nl
 from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, diagonal, offset_grid
 from nki_kernels.flash_attention.plan import make_units
 from nki_kernels.flash_attention.stages import (
-    close,
+    divide,
     find_shift,
+    fold,
     product,
     scores,
+    sum_up,
     transpose,
     turn,
     turned_psum,
@@ -119,13 +121,15 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
     """
     scored = []  # spans in order, for each stage the same
     weighed = []
-    for unit in units:
+    for i in range(len(units)):
+        unit = units[i]
         unit["scored"] = -1
+        unit["tail"] = i == len(units) - 1  # nothing overlaps its end: in small steps, no DMA
         for j in range(len(unit["spans"])):
             unit["spans"][j]["weighed"] = -1
             unit["spans"][j]["turned_at"] = -1
             scored.append((unit, j))
-        wide = max(1, exponentials // call["piece"])
+        wide = 1 if unit["tail"] else max(1, exponentials // call["piece"])
         for j in range(0, len(unit["spans"]), wide):
             weighed.append((unit, j, min(j + wide, len(unit["spans"]))))
     at_score = 0
@@ -134,7 +138,9 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
     at_product = 0
     free = 0  # the tick from which ScalarE may take the next exponentials
     tick = 0
-    while at_product < len(scored):
+    multiplied: list = []  # units whose product is complete
+    folded: list = []  # and those of them that are to be divided
+    while at_product < len(scored) or len(multiplied) + len(folded) > 0:
         if at_turn < len(scored):
             unit, j = scored[at_turn]
             weighed_at = unit["spans"][j]["weighed"]
@@ -145,7 +151,7 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
         if at_score < len(scored):
             unit, j = scored[at_score]
             load_queries(call, unit["group"])
-            load_piece(call, unit["block"], unit["spans"][j]["piece"])
+            load_keys(call, unit["block"], unit["spans"][j]["piece"])
             scores(call, unit, j)
             at_score += 1
             if j == len(unit["spans"]) - 1:
@@ -153,21 +159,32 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
                 unit["scored"] = tick
             if at_score < len(scored):
                 load_queries(call, scored[min(at_score + 3, len(scored) - 1)][0]["group"])
+        for unit in folded:
+            divide(call, unit)
+        folded = []
+        for unit in multiplied:
+            fold(unit)
+            if unit["last"]:
+                folded.append(unit)
+        multiplied = []
         if at_weight < len(weighed) and tick >= free:
             unit, begin, end = weighed[at_weight]
             if unit["scored"] >= 0 and unit["scored"] <= tick - lag_weight:
                 weights(call, unit, begin, end)
                 for j in range(begin, end):
+                    load_values(call, unit["block"], unit["spans"][j]["piece"])
                     unit["spans"][j]["weighed"] = tick
                 at_weight += 1
                 free = tick + end - begin
         if at_product < at_turn:
             unit, j = scored[at_product]
             if unit["spans"][j]["turned_at"] <= tick - lag_product:
+                if j == 0:
+                    sum_up(call, unit)
                 product(unit, j)
                 at_product += 1
                 if j == len(unit["spans"]) - 1:
-                    close(call, unit)
+                    multiplied.append(unit)
         tick += 1
 
 
@@ -247,33 +264,44 @@ def load_queries(call, group):
             tiles[(at + i) // p]["queries"].append(parts)
 
 
-def load_piece(call, block, j):
-    """Bring piece j of a block's K and V to SBUF, once."""
-    if len(block["keys"]) > j:
+def load_keys(call, block, j):
+    """Bring piece j of a block's K to SBUF, once: a tile [up to 128, keys] for each 128 of d."""
+    if len(block["keys"][j]) > 0:
         return
     k = call["k"]
-    v = call["v"]
     d = k.shape[1]
     slots = k.shape[2]
-    kv = block["kv"]
-    begin = block["base"] + j * call["piece"]
-    size = min(call["piece"], block["end"] - begin)
-    at = block["prompt"] * (slots // call["q"].shape[0]) + begin
-    parts = []
+    at, size = place(call, block, j)
     for low in range(0, d, PARTITIONS):
         rows = min(PARTITIONS, d - low)
         keys = nl.ndarray((rows, size), dtype=k.dtype, buffer=nl.sbuf)
         nisa.dma_copy(
             dst=keys,
-            src=k.ap(pattern=[[slots, rows], [1, size]], offset=(kv * d + low) * slots + at),
+            src=k.ap(
+                pattern=[[slots, rows], [1, size]], offset=(block["kv"] * d + low) * slots + at
+            ),
         )
-        parts.append(keys)
-    block["keys"].append(parts)
+        block["keys"][j].append(keys)
 
+
+def place(call, block, j):
+    """Where piece j of a block starts in K's slots, and how many keys it has."""
+    slots = call["k"].shape[2] // call["q"].shape[0]
+    begin = block["base"] + j * call["piece"]
+    return block["prompt"] * slots + begin, min(call["piece"], block["end"] - begin)
+
+
+def load_values(call, block, j):
+    """Bring piece j of a block's V to SBUF, once: views [up to 128, d], 128 keys each."""
+    if len(block["values"][j]) > 0:
+        return
+    v = call["v"]
+    d = v.shape[2]
+    at, size = place(call, block, j)
     whole = size // PARTITIONS
     left = size - whole * PARTITIONS
-    offset = (kv * slots + at) * d
-    chunks = []
+    offset = (block["kv"] * v.shape[1] + at) * d
+    chunks = block["values"][j]
     if whole > 0:
         values = nl.ndarray((PARTITIONS, whole * d), dtype=v.dtype, buffer=nl.sbuf)
         nisa.dma_copy(
@@ -289,4 +317,3 @@ def load_piece(call, block, j):
             src=v.ap(pattern=[[d, left], [1, d]], offset=offset + whole * PARTITIONS * d),
         )
         chunks.append(rest)
-    block["values"].append(chunks)

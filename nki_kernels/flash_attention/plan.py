@@ -84,7 +84,10 @@ def add_pass(units, tiles, p, key_block, piece):
             "keys": [],
             "values": [],
         }
-        for i in range(len(tiles)):
+        for _ in range(base, block["end"], piece):
+            block["keys"].append([])
+            block["values"].append([])
+        for i in range(len(tiles) - 1, -1, -1):  # the shortest last: nothing overlaps the last one
             begin = max(base, tiles[i]["low"])
             end = min(block["end"], tiles[i]["high"])
             if begin < end:

@@ -177,6 +177,15 @@ def weights(call, unit, begin, end):
     if begin == 0:
         unit["weights"] = nl.ndarray((rows, unit["width"]), dtype=call["v"].dtype, buffer=nl.sbuf)
         unit["sums"] = []
+        if not unit["first"]:  # exp(old max - new max)
+            unit["decay"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.activation(
+                dst=unit["decay"], op=nl.exp, data=unit["before"], bias=unit["shift"], scale=-1.0
+            )
+        if unit["last"] and call["with_sinks"]:
+            unit["extra"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+            sink = sink_column(call, unit, "sinks")
+            nisa.activation(dst=unit["extra"], op=nl.exp, data=sink, bias=unit["shift"])
     low = unit["spans"][begin]["column"]
     high = unit["spans"][end - 1]["column"] + unit["spans"][end - 1]["size"]
     total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
@@ -223,8 +232,8 @@ def turn_by_dma(call, unit, j):
     rows = unit["tile"]["rows"]
     span = unit["spans"][j]
     size = span["size"]
-    if call["old"] or rows < PARTITIONS or size % PARTITIONS > 0 or size < call["piece"]:
-        return
+    if call["old"] or unit["tail"] or rows < PARTITIONS or size < call["piece"]:
+        return  # a whole piece is a multiple of 128 keys
     at = call["whole"]
     share = call["dma_share"]
     call["whole"] = at + 1
@@ -265,19 +274,22 @@ def turn(call, unit, j):
     dst = kept.reshape((PARTITIONS, chunks, rows))
     whole = size // PARTITIONS  # chunks that fill all partitions
     if whole > 0:
-        copy_turned(call, dst[:, 0:whole, :], src[:, 0:whole, 0:rows])
+        copy_turned(call, unit, dst[:, 0:whole, :], src[:, 0:whole, 0:rows])
     if whole < chunks:
         keys = size % PARTITIONS
-        copy_turned(call, dst[0:keys, whole:chunks, :], src[0:keys, whole:chunks, 0:rows])
+        copy_turned(call, unit, dst[0:keys, whole:chunks, :], src[0:keys, whole:chunks, 0:rows])
     span["turned"] = kept
 
 
-def copy_turned(call, dst, src):
-    """PSUM to SBUF: `vector_share` of every 8 copies on VectorE, the others on ScalarE."""
+def copy_turned(call, unit, dst, src):
+    """PSUM to SBUF: `vector_share` of every 8 copies on VectorE, the others on ScalarE.
+
+    VectorE makes those of the last unit: it has nothing else left, ScalarE its exponentials.
+    """
     share = call["vector_share"]
     at = call["turned"]
     call["turned"] = at + 1
-    if (at + 1) * share // 8 > at * share // 8:
+    if unit["tail"] or (at + 1) * share // 8 > at * share // 8:
         nisa.tensor_copy(dst=dst, src=src, engine=nisa.engine.vector)
     else:
         nisa.activation(dst=dst, op=nl.copy, data=src)
@@ -304,67 +316,66 @@ def product(unit, j):
 # --- the end of a unit
 
 
-def close(call, unit):
-    """Fold a finished unit into its state; behind the last block divide and store."""
-    tile = unit["tile"]
+def sum_up(call, unit):
+    """The sum over all keys so far; behind the last block the sink's share, and its inverse.
+
+    Called while TensorE still multiplies, so that what follows finds everything ready.
+    """
     state = unit["state"]
-    rows = tile["rows"]
-    d = unit["o"].shape[1]
+    rows = unit["tile"]["rows"]
     total = unit["sums"][0]
     for more in unit["sums"][1:]:
         nisa.tensor_tensor(dst=total, data1=total, data2=more, op=nl.add)
-    o = unit["o"]
     if not unit["first"]:
-        decay = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)  # exp(old max - new max)
-        nisa.activation(dst=decay, op=nl.exp, data=unit["before"], bias=unit["shift"], scale=-1.0)
         nisa.scalar_tensor_tensor(
-            dst=state["total"],
+            dst=total,
             data=state["total"],
             op0=nl.multiply,
-            operand0=decay,
+            operand0=unit["decay"],
             op1=nl.add,
             operand1=total,
         )
-        total = state["total"]
+    state["total"] = total
+    if unit["last"]:
+        if call["with_sinks"]:
+            nisa.tensor_tensor(dst=total, data1=total, data2=unit["extra"], op=nl.add)
+        unit["inverse"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.reciprocal(dst=unit["inverse"], data=total)
+
+
+def fold(unit):
+    """Add a finished product to the state in SBUF, unless it is all there is."""
+    state = unit["state"]
+    o = unit["o"]
+    rows, d = o.shape
+    if not unit["first"]:
         nisa.scalar_tensor_tensor(
             dst=state["o"],
             data=state["o"],
             op0=nl.multiply,
-            operand0=decay,
+            operand0=unit["decay"],
             op1=nl.add,
             operand1=o,
         )
-        o = state["o"]
     elif not unit["last"]:
         state["o"] = nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.sbuf)
         nisa.activation(dst=state["o"], op=nl.copy, data=o)
-        state["total"] = total
-    if unit["last"]:
-        divide(call, unit, o, total)
 
 
-def divide(call, unit, o, total):
-    """o / total to HBM once all heads of the tile are there; max and sum where asked for."""
+def divide(call, unit):
+    """The output of a row's last unit; to HBM once all heads of the tile are there."""
     tile = unit["tile"]
-    rows = tile["rows"]
+    o = unit["o"] if unit["first"] else unit["state"]["o"]
+    rows, d = o.shape
     p = call["p"]
-    d = o.shape[1]
     head = unit["head"]
-    if call["with_sinks"]:
-        extra = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(
-            dst=extra, op=nl.exp, data=sink_column(call, unit, "sinks"), bias=unit["shift"]
-        )
-        nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)
-    inverse = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.reciprocal(dst=inverse, data=total)
     if head == 0:
         tile["out"] = nl.ndarray((rows, p * d), dtype=call["q"].dtype, buffer=nl.sbuf)
         if call["return_state"]:
             tile["max"] = nl.ndarray((rows, p), dtype=nl.float32, buffer=nl.sbuf)
             tile["sum"] = nl.ndarray((rows, p), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(
-        dst=tile["out"][:, head * d : (head + 1) * d], op=nl.copy, data=o, scale=inverse
+        dst=tile["out"][:, head * d : (head + 1) * d], op=nl.copy, data=o, scale=unit["inverse"]
     )
     if call["return_state"]:
         nisa.tensor_scalar(
@@ -373,7 +384,7 @@ def divide(call, unit, o, total):
             op0=nl.multiply,
             operand0=-1.0,
         )
-        nisa.tensor_copy(dst=tile["sum"][:, head : head + 1], src=total)
+        nisa.tensor_copy(dst=tile["sum"][:, head : head + 1], src=unit["state"]["total"])
     if head == p - 1:
         store(call["out"], tile["out"], tile, p, d)
         if call["return_state"]:

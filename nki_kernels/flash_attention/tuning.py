@@ -50,7 +50,7 @@ class Schedule:
 
 
 GEN2 = Schedule(
-    query_tiles=16,
+    query_tiles=32,
     key_block=4096,
     piece=1024,
     exponentials=2048,
@@ -58,14 +58,16 @@ GEN2 = Schedule(
     dma_share=0,
     lag_weight=1,
     lag_turn=4,
-    lag_product=2,
+    lag_product=3,
 )
+
+GEN3 = replace(GEN2, vector_share=3, dma_share=8, lag_product=2)
 
 SCHEDULES = {
     "trn1": GEN2,
     "inf2": GEN2,
-    "trn2": replace(GEN2, vector_share=3, dma_share=6),
-    "trn3": replace(GEN2, vector_share=3, dma_share=6),
+    "trn2": GEN3,
+    "trn3": GEN3,
 }
 """Where to start from, by target."""
 
