@@ -140,21 +140,37 @@ def test_newer_and_sister_cores(target: str, dtype: str) -> None:
     hold(FlashCase(1, 140, 4, 2, 32, dtype), target)
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    case=st.builds(
-        FlashCase,
-        B=st.integers(1, 2),
-        S=st.integers(1, 560),
-        h=st.just(4),
-        g=st.sampled_from([1, 2, 4]),
-        d=st.integers(1, 40),
-        dtype=st.sampled_from(["float32", "bfloat16"]),
-        seed=st.integers(0, 2**16),
-    )
+RANDOM = st.builds(
+    FlashCase,
+    B=st.integers(1, 2),
+    S=st.integers(1, 560),
+    h=st.just(4),
+    g=st.sampled_from([1, 2, 4]),
+    d=st.one_of(st.integers(1, 40), st.sampled_from([128, 129, 256])),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    start=st.one_of(st.just(0), st.integers(1, 700)),
+    window=st.one_of(st.none(), st.integers(1, 600)),
+    softcap=st.sampled_from([None, None, 3.0, 90.0]),
+    sinks=st.booleans(),
+    gap=st.integers(0, 3),
+    logit_scale=st.sampled_from([1.0, 20.0]),
+    seed=st.integers(0, 2**16),
 )
-def test_any_size(case: FlashCase) -> None:
-    hold(case)
+SIZES = st.sampled_from([{}, SMALL, {"key_block": 512, "piece": 512, "exponentials": 512}])
+TARGETS = st.sampled_from(["trn1", "trn2"])
+
+
+@settings(deadline=None, max_examples=15)
+@given(case=RANDOM, sizes=SIZES, target=TARGETS)
+def test_any_call(case: FlashCase, sizes: dict[str, int], target: str) -> None:
+    hold(case, target, **sizes)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=2000)
+@given(case=RANDOM, sizes=SIZES, target=TARGETS)
+def test_many_calls(case: FlashCase, sizes: dict[str, int], target: str) -> None:
+    hold(case, target, **sizes)
 
 
 @pytest.mark.parametrize("query_tiles", [1, 2, 3])
