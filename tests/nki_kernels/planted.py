@@ -179,26 +179,7 @@ ERRORS = [
         "[g * width, count], [width, heads], [1, width]]\n"
         "    offset = (((group * r + s) * n + t) * h + kv + head * g) * width",
     ),
-    Planted(
-        "logits not scaled",
-        STATE,
-        "bias=shift,\n        scale=scale,",
-        "bias=shift,\n        scale=1.0,",
-    ),
-    Planted(
-        "old output not decayed",
-        STATE,
-        "operand0=decay, op1=nl.add, operand1=product",
-        "operand0=1.0, op1=nl.add, operand1=product",
-    ),
     Planted("a row without keys counts its masked slots", STATE, "FLOOR = -1.0e30", "FLOOR = MASK"),
-    Planted(
-        "weights transposed in the wrong order",
-        STATE,
-        "stationary=weights[:, c * PARTITIONS : c * PARTITIONS + size]",
-        "stationary=weights[:, 0:size]",
-    ),
-    Planted("output not divided", STATE, "nisa.reciprocal(dst=inverse, data=inverse)", "pass"),
     Planted(
         "diagonal hides itself",
         PREFILL,
@@ -256,8 +237,8 @@ ERRORS = [
     Planted(
         "every prompt reads the first one's keys",
         PREFILL,
-        'at = block["prompt"] * (slots // call["q"].shape[0]) + begin',
-        "at = begin",
+        'return block["prompt"] * slots + begin,',
+        "return begin,",
     ),
     Planted(
         "query heads start one a kv head apart",
@@ -269,13 +250,13 @@ ERRORS = [
     Planted(
         "old output not decayed between blocks",
         PREFILL,
-        "operand0=decay,\n            op1=nl.add,\n            operand1=o,",
+        'operand0=unit["decay"],\n            op1=nl.add,\n            operand1=o,',
         "operand0=1.0,\n            op1=nl.add,\n            operand1=o,",
     ),
     Planted(
         "old sum not decayed between blocks",
         PREFILL,
-        "operand0=decay,\n            op1=nl.add,\n            operand1=total,",
+        'operand0=unit["decay"],\n            op1=nl.add,\n            operand1=total,',
         "operand0=1.0,\n            op1=nl.add,\n            operand1=total,",
     ),
     Planted(
@@ -305,7 +286,7 @@ ERRORS = [
     Planted(
         "sink left out of the sum",
         PREFILL,
-        "nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)",
+        'nisa.tensor_tensor(dst=total, data1=total, data2=unit["extra"], op=nl.add)',
         "pass",
     ),
     Planted(
