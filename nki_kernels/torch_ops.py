@@ -10,6 +10,7 @@ path:
              torch reference
     xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
 
+On the NKI path `attention` chooses between two decode kernels; `decode_path` tells the choice.
 What an NKI kernel does not have yet (decode: `window`, `softcap`, d > 128) is refused where it
 would run.
 """
@@ -30,6 +31,8 @@ from nki_kernels.errors import InputError, require
 from nki_kernels.flash_attention import reference as flash_reference
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention import validate as flash_validate
+from nki_kernels.ordinary_attention import tuning as ordinary_tuning
+from nki_kernels.ordinary_attention.switch import WAYS, decode_path
 
 KERNELS = ("auto", "nki", "torch")
 TARGETS = ("trn1", "inf2", "trn2", "trn3")
@@ -55,6 +58,7 @@ def bifurcated_attention(
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
+    attention: str = ...,
 ) -> torch.Tensor: ...
 
 
@@ -75,6 +79,7 @@ def bifurcated_attention(
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
+    attention: str = ...,
 ) -> State: ...
 
 
@@ -94,6 +99,7 @@ def bifurcated_attention(
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
+    attention: str = "auto",
 ) -> torch.Tensor | State:
     """Decode attention of r samples of each of G prompts; reads each prompt's keys and values once.
 
@@ -122,6 +128,8 @@ def bifurcated_attention(
         return_state: also return the softmax's max and sum, to `merge` with other keys.
         kernels: "auto", "nki" or "torch"; the table above says what runs.
         target: core generation that the simulator models when kernels="nki" on CPU.
+        attention: which NKI kernel runs: "bifurcated", "ordinary", which reads the context once a
+            sample, or "auto", whichever is predicted faster (`decode_path` says which, and why).
 
     Returns:
         o [G, r, n, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32
@@ -145,6 +153,7 @@ def bifurcated_attention(
         query_position=query_position,
     )
     _check_path(q, kernels, target, window, softcap)
+    require(attention in WAYS, f"attention must be one of {', '.join(WAYS)}, got {attention!r}")
     op = torch.ops.bifork.bifurcated_attention
     if return_state:
         op = torch.ops.bifork.bifurcated_attention_state
@@ -162,6 +171,7 @@ def bifurcated_attention(
         window,
         softcap,
         query_position,
+        attention,
     )
     return result
 
@@ -340,6 +350,7 @@ def _bifurcated(
     window: int | None = None,
     softcap: float | None = None,
     query_position: torch.Tensor | None = None,
+    attention: str = "auto",
 ) -> Any:
     tensors = (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
     options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
@@ -357,12 +368,14 @@ def _bifurcated(
         )
     validate_for_kernels(shape.d, window, softcap)
     require(query_position is None, "the NKI kernel does not take query_position yet")
-    plan = bifurcated_tuning.schedule(shape, q.element_size())
+    path = decode_path(shape, q.element_size(), target, attention, window, softcap).path
+    tuning = ordinary_tuning if path == "ordinary" else bifurcated_tuning
+    plan = tuning.schedule(shape, q.element_size())
     return _run_kernel(
         q.device,
         target,
-        "nki_kernels.bifurcated_attention.kernel",
-        "bifurcated_attention_kernel",
+        f"nki_kernels.{path}_attention.kernel",
+        f"{path}_attention_kernel",
         (*tensors, float(scale)),
         {"return_state": return_state, **vars(plan)},
     )
@@ -371,7 +384,7 @@ def _bifurcated(
 _BIFURCATED_ARGS = (
     "(Tensor q, Tensor k_ctx, Tensor v_ctx, Tensor k_suf, Tensor v_suf, Tensor context_len,"
     " Tensor suffix_len, float scale, str kernels, str target, int? window=None,"
-    " float? softcap=None, Tensor? query_position=None)"
+    " float? softcap=None, Tensor? query_position=None, str attention='auto')"
 )
 
 

@@ -53,11 +53,14 @@ from models.generation import (
     check_request,
     check_stop,
     generate,
+    plan_shape,
     rank,
     vote,
 )
 from models.parallel import started
 from models.pretrained import DEFAULT_MODEL, checker, example_prompt
+from nki_kernels import decode_path
+from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import InputError
 from nki_kernels.torch_ops import cuda_path
 from scripts import command_line, options
@@ -162,6 +165,7 @@ def main() -> None:
             device=device.torch,
             kernels=kernels,
             target=args.target,
+            attention=args.attention,
             parallel=parallel,
             kv_split=args.kv_split,
         )
@@ -331,6 +335,27 @@ def describe_kernels(device: str, dtype: torch.dtype, kernels: str, target: str)
     return "nki"
 
 
+def attention_path(
+    args: argparse.Namespace, model: CausalLM, prompt_tokens: int, where: str
+) -> tuple[str, str]:
+    """Which way of attention runs, and why."""
+    if not where.startswith("nki"):
+        if args.attention != "auto":
+            return args.attention, "asked for"
+        if args.samples == 1:
+            return "ordinary", "one sample shares its prompt with nobody"
+        return "bifurcated", "several samples read their shared prompt once"
+    slots = plan_shape(prompt_tokens, args.samples, args.max_new_tokens, args.attention)
+    c, heads = model.config, model.heads
+    shape = Shape(
+        G=slots.G, r=slots.r, n=1, h=heads.h, g=heads.g, d=c.d, S_ctx=slots.S_ctx, S_dec=slots.S_dec
+    )
+    choice = decode_path(
+        shape, model.dtype.itemsize, args.target, args.attention, c.window(0), c.attention_softcap
+    )
+    return choice.path, choice.reason
+
+
 def print_head(
     args: argparse.Namespace,
     model: CausalLM,
@@ -342,10 +367,8 @@ def print_head(
 ) -> None:
     """What is about to run."""
     c = model.config
-    how = args.attention
-    if how == "auto":
-        how = "bifurcated" if args.samples > 1 else "ordinary"
     where = describe_kernels(model.device.type, model.dtype, kernels, args.target)
+    how, why = attention_path(args, model, len(prompt), where)
     print(f"model     {args.model}")
     print(
         f"          l = {c.layers}, h = {c.h}, g = {c.g}, d = {c.d}, {args.dtype} on {model.device}"
@@ -366,7 +389,8 @@ def print_head(
             print(
                 f"          {heads.replicas} of them read the same key/value head and split {split}"
             )
-    print(f"attention {how}, kernels: {where}", flush=True)
+    print(f"attention {how}, kernels: {where}")
+    print(f"          {why}", flush=True)
     if unknown:
         print(f"note      {unknown} tokens of the prompt are unknown to this model's tokenizer")
         if Path(args.model).resolve() == DEFAULT_MODEL.resolve():

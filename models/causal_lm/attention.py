@@ -74,6 +74,7 @@ class Attention(nn.Module):
         replicas: TensorParallel | None,
         kernels: str,
         target: str,
+        attention: str,
     ) -> None:
         super().__init__()
         heads = split_heads(config, parallel.size, parallel.rank)
@@ -86,6 +87,7 @@ class Attention(nn.Module):
             "kernels": kernels,
             "target": target,
         }
+        self.way = attention
         size, bias = config.hidden_size, config.qkv_bias
         q_size, kv_size = config.h * config.d, heads.g * parallel.size * config.d
         self.q_proj = parallel.column(size, q_size, bias, dtype, device)
@@ -129,6 +131,7 @@ class Attention(nn.Module):
             *cache.read(q.dtype),
             step.context_len,
             step.suffix_len,
+            attention=self.way,
             **self.attend,
         )  # [G, r, n, h, d]
 
@@ -144,6 +147,7 @@ class Attention(nn.Module):
             part.suffix_len,
             query_position=part.query_position if windowed else None,
             return_state=True,
+            attention=self.way,
             **self.attend,
         )
         state = torch.cat((o.float(), top.unsqueeze(-1), total.unsqueeze(-1)), -1)

@@ -56,6 +56,7 @@ def load(
     device: torch.device | str = "cpu",
     kernels: str = "auto",
     target: str = "trn1",
+    attention: str = "auto",
     parallel: TensorParallel = SINGLE,
     kv_split: KVSplit = "positions",
     weights: Weights | None = None,
@@ -72,6 +73,7 @@ def load(
         device: where the weights go.
         kernels: which attention kernels run, "auto", "nki" or "torch".
         target: core generation simulated when NKI kernels run on a CPU.
+        attention: which NKI kernel decodes: "bifurcated", "ordinary", or "auto", which pays.
         parallel: the ranks that share the network; this one reads its part of the weights.
         kv_split: see `CausalLM`.
         weights: "int8" or "fp8" quantises the projections while they are read; None leaves them as
@@ -93,6 +95,7 @@ def load(
         device="meta",
         kernels=kernels,
         target=target,
+        attention=attention,
         parallel=parallel,
         kv_split=kv_split,
     )

@@ -129,13 +129,14 @@ class Layer(nn.Module):
         replicas: TensorParallel | None,
         kernels: str,
         target: str,
+        attention: str,
     ) -> None:
         super().__init__()
         size, behind = config.hidden_size, config.output_norms
         self.residual_multiplier = config.residual_multiplier
         self.attention_norm = RMSNorm(config, size, dtype, device)
         self.self_attn = Attention(
-            config, layer, dtype, device, parallel, replicas, kernels, target
+            config, layer, dtype, device, parallel, replicas, kernels, target, attention
         )
         self.attention_output_norm = norm_or_nothing(behind, config, size, dtype, device)
         self.mlp_norm = RMSNorm(config, size, dtype, device)
@@ -170,6 +171,7 @@ class CausalLM(nn.Module):
         device: where it lives; "meta" gives a shape without storage.
         kernels: "auto", "nki" or "torch", handed to the attention operators.
         target: core generation that NKI kernels are simulated for on a CPU.
+        attention: which NKI kernel decodes: "bifurcated", "ordinary", or "auto", which pays.
         parallel: the ranks that share the network, and which of them this is.
         kv_split: what ranks that read the same key/value head (tp above g) hold of the context:
             "positions", each a part of them, or "replicate", each all of them.
@@ -191,6 +193,7 @@ class CausalLM(nn.Module):
         device: torch.device | str = "cpu",
         kernels: str = "auto",
         target: str = "trn1",
+        attention: str = "auto",
         parallel: TensorParallel = SINGLE,
         kv_split: KVSplit = "positions",
     ) -> None:
@@ -215,7 +218,7 @@ class CausalLM(nn.Module):
         self.embedding_multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
         self.embed_tokens = parallel.embedding(vocab, size, dtype, device)
         self.layers = nn.ModuleList(
-            Layer(config, layer, dtype, device, parallel, replicas, kernels, target)
+            Layer(config, layer, dtype, device, parallel, replicas, kernels, target, attention)
             for layer in range(config.layers)
         )
         self.norm = RMSNorm(config, size, dtype, device)

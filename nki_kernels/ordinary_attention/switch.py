@@ -38,24 +38,35 @@ def table() -> dict[str, Any]:
     return loaded
 
 
-def choose(shape: Shape, element_bytes: int, target: str, way: str = "auto") -> Choice:
-    """The kernel for a call.
+def decode_path(
+    shape: Shape,
+    element_bytes: int,
+    target: str,
+    attention: str = "auto",
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Choice:
+    """The NKI kernel that `bifurcated_attention` runs for a shape, and why.
 
     Args:
         shape: the call's sizes; S_ctx is that of the buffers, known when a graph is compiled.
-        element_bytes: 2 or 4.
+        element_bytes: of q: 2 or 4.
         target: trn1, inf2, gen2, trn2, gen3, trn3 or gen4.
-        way: "auto", or the kernel that must run.
+        attention: "auto", or the kernel that must run.
+        window, softcap: as in `bifurcated_attention`.
 
     Raises:
-        InputError: `way` is unknown, or names a kernel that does not take the shape.
+        InputError: `attention` is unknown, or names a kernel that does not take the call.
     """
-    require(way in WAYS, f"attention must be one of {', '.join(WAYS)}, got {way!r}")
+    require(attention in WAYS, f"attention must be one of {', '.join(WAYS)}, got {attention!r}")
     why = refusal(shape)
-    if way == "ordinary":
+    for name, value in (("window", window), ("softcap", softcap)):
+        if value is not None:
+            why = f"the ordinary kernel does not have {name}"
+    if attention == "ordinary":
         require(why is None, f"attention is 'ordinary', but {why}")
-    if way != "auto":
-        return Choice(way, "asked for")
+    if attention != "auto":
+        return Choice(attention, "asked for")
     if why is not None:
         return Choice("bifurcated", why)
     rows = shape.n * shape.p
