@@ -49,7 +49,11 @@ def write_json(path: Path, content: Any) -> None:
 
     A file is written beside its place and then renamed, so it is whole or not there.
     """
-    text = json.dumps(content, indent=2) + "\n"
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8 as `write_json` does."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return

@@ -149,11 +149,11 @@ def predict(path: str, work: Decode, target: str) -> Prediction:
 def _samples_alike(path: str, work: Decode) -> int:
     """A number of samples after which the kernel's work repeats.
 
-    Bifurcated: a whole tile of query rows. Ordinary: every sample does; four of them even out where
-    steps and tiles begin.
+    Bifurcated: a whole tile of query rows. Ordinary: every sample does; eight of them even out
+    where steps and tiles begin.
     """
     if path == "ordinary":
-        return 4
+        return 8
     return max(1, 128 // (work.n * work.h // work.g))
 
 
@@ -224,13 +224,13 @@ def predict_rest(layer: Layer, b: int, target: str) -> dict[str, float]:
     rows = -(-b // calls)
     table = empty(rows, y.d // 2, dtype=np.float32)
     x, gain = empty(rows, y.H), empty(y.H)
-    step, cache = empty(rows, y.g, y.d), empty(y.g, rows * 128, y.d)
+    step, caches = empty(rows, y.g, y.d), [empty(y.g, rows * 128, y.d) for _ in range(2)]
     work: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
         "norm_qkv_rope": (
             (x, gain, empty(y.H, (y.h + 2 * y.g) * y.d), table, table),
             {"h": y.h, "eps": 1e-5},
         ),
-        "write_kv": ((step, step, cache, cache, empty(rows, dtype=np.int32)), {}),
+        "write_kv": ((step, step, *caches, empty(rows, dtype=np.int32)), {}),
         "projection": ((empty(rows, y.h * y.d), empty(y.h * y.d, y.H)), {}),
         "gated_mlp": (
             (x, gain, empty(y.H, y.I), empty(y.H, y.I), empty(y.I, y.H)),

@@ -3,6 +3,7 @@
 
 python scripts/profile_kernel.py bifurcated_attention --target trn1 --samples 16 --context 8192
 python scripts/profile_kernel.py flash_attention --target trn2 --context 4096
+python scripts/profile_kernel.py sweep --samples 1,16,64 --context 1024,8192 --out sweep
 python scripts/profile_kernel.py my_kernels.py:softmax --array 4096x512:fp32 --set scale=0.5
 """
 
@@ -31,7 +32,7 @@ from nki_kernels.errors import InputError, require
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.speed_of_light import Decode, Prefill, SpeedOfLight, speed_of_light
-from scripts import command_line
+from scripts import command_line, decode_sweep
 
 DTYPES: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16,
@@ -52,7 +53,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "kernel",
-        help="bifurcated_attention, flash_attention, or FILE.py:FUNCTION with --array and --set",
+        help="bifurcated_attention, flash_attention, or FILE.py:FUNCTION with --array and --set;"
+        " sweep has arguments of its own (sweep --help)",
     )
     add("--target", choices=TARGETS, default="trn1", help="core generation (trn1)")
     add("--lnc", type=int, default=1, help="physical cores a logical core (1)")
@@ -291,7 +293,10 @@ def setting(text: str) -> tuple[str, Any]:
 def run() -> None:
     """``main`` with what stops a kernel in simulation told as a mistake of the kernel's."""
     try:
-        main()
+        if sys.argv[1:2] == ["sweep"]:
+            decode_sweep.main(sys.argv[2:])
+        else:
+            main()
     except (
         nki_sim.RuleError,
         nki_sim.SimulatorError,
