@@ -23,7 +23,7 @@ from tqdm import tqdm
 import nki_kernels
 from models.files import output_path, write_json, write_text
 from nki_kernels.errors import InputError, require
-from nki_kernels.ordinary_attention.switch import choose
+from nki_kernels.ordinary_attention.switch import decode_path
 from nki_kernels.predict import Layer, Prediction, predict, predict_rest, shape_of
 from nki_kernels.speed_of_light import Decode, speed_of_light
 from nki_sim.targets import get_target
@@ -173,7 +173,7 @@ class Sweep:
         work = Decode(1, b, 1, layer.h, layer.g, layer.d, m_c, self.m_d)
         copies = Decode(b, 1, 1, layer.h, layer.g, layer.d, m_c, self.m_d)
         bound, baseline_bound = speed_of_light(work, target), speed_of_light(copies, target)
-        path = choose(shape_of(work), 2, target).path
+        path = decode_path(shape_of(work), 2, target).path
         found = self._predict(path, work, target)
         baseline = self._predict("ordinary", copies, target)
         rest = self._rest(layer, b, target)
