@@ -55,6 +55,7 @@ def from_neuronx_distributed() -> TensorParallel:
         raise InputError("neuronx-distributed is not initialised: initialize_model_parallel does")
 
     def subgroup(group: Group, count: int) -> Group:
+        parallel_state.destroy_kv_group()  # the library knows one at a time; networks keep theirs
         parallel_state.initialize_kv_group(count, sequential_ranks_in_group=True)
         made: Any = parallel_state.get_kv_shared_group()
         return made
