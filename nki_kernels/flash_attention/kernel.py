@@ -190,12 +190,13 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
 
 def make_constants(call, sinks, reach):
     """Tiles that every unit uses: an identity, masks of the two edges, sinks on all partitions."""
-    grid = offset_grid(PARTITIONS, PARTITIONS)
-    call["identity"] = diagonal(grid, 1.0, call["q"].dtype)
-    call["mask"] = diagonal(grid, MASK, nl.bfloat16)
-    call["future"] = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=call["future"], data=grid, op0=nl.greater, operand0=0.0)
-    if not call["old"]:
+    if call["old"]:
+        grid = offset_grid(PARTITIONS, PARTITIONS)
+        call["identity"] = diagonal(grid, 1.0, call["q"].dtype)
+        call["mask"] = diagonal(grid, MASK, nl.bfloat16)
+        call["future"] = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=call["future"], data=grid, op0=nl.greater, operand0=0.0)
+    else:
         # A key is seen where its distance from the tile's first query, plus the reach of the call,
         # lies between these bounds: it is not behind the row and not before its window.
         call["reach"] = reach
@@ -205,7 +206,7 @@ def make_constants(call, sinks, reach):
         lowest = reach - call["window"] + 1 if call["window"] > 0 else 0
         step = 1 if call["window"] > 0 else 0
         nisa.iota(dst=call["oldest"], pattern=[[1, 1]], offset=lowest, channel_multiplier=step)
-    elif call["window"] > 0:
+    if call["old"] and call["window"] > 0:
         # Column x stands for the key x - 127 behind the first one that row 0 has left behind.
         wide = offset_grid(PARTITIONS, 2 * PARTITIONS)
         call["past"] = nl.ndarray((PARTITIONS, 2 * PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)

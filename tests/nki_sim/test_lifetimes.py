@@ -163,7 +163,7 @@ def test_lifetimes_of_a_trace():
 def test_the_shipped_kernels_fit_and_waste_nothing(case, target):
     decodes = isinstance(case, Case)
     arguments = make(case) if decodes else make_flash(case)
-    options = bifurcated_options(arguments) if decodes else flash_options(arguments)
+    options = bifurcated_options(arguments) if decodes else flash_options(arguments, target)
     trace = Trace()
     kernel = launch.load(*(BIFURCATED if decodes else FLASH))
     nki_sim.simulate(kernel, target=target, trace=trace)(*arguments.values(), **options)
