@@ -97,13 +97,21 @@ def main() -> None:
     asked = None if args.prompts is None else Questions(args, directory, config, tokenizer)
     kernels = device.kernels if args.kernels == "auto" else args.kernels
     model = load(
-        directory, dtype=args.dtype, device=device.torch, kernels=kernels, target=args.target
+        directory,
+        dtype=args.dtype,
+        device=device.torch,
+        kernels=kernels,
+        target=args.target,
+        weights=args.weights,
+        kv_dtype=args.kv_dtype,
     )
     default = directory.resolve() == DEFAULT_MODEL.resolve()
     result: dict[str, Any] = {
         "model": str(args.model),
         "note": DEMONSTRATION if default else None,
         "dtype": args.dtype,
+        "weights": args.weights,
+        "kv_dtype": args.kv_dtype,
         "device": device.name,
         "kernels": kernels,
         "torch": torch.__version__,
@@ -211,6 +219,8 @@ class Questions:
             "seed": args.seed,
             "stop": args.stop,
             "dtype": args.dtype,
+            "weights": args.weights,
+            "kv_dtype": args.kv_dtype,
         }
         self.records = Records(None if args.records is None else Path(args.records), settings)
         self.settings = settings

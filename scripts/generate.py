@@ -168,6 +168,8 @@ def main() -> None:
             attention=args.attention,
             parallel=parallel,
             kv_split=args.kv_split,
+            weights=args.weights,
+            kv_dtype=args.kv_dtype,
         )
         unknown = tokenizer.count_unknown(prompt)
         print_head(args, model, kernels, prompt, text, unknown, sampling)

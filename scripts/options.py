@@ -48,6 +48,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         help="core generation that is simulated (%(default)s)",
     )
     add("--dtype", default="float32", help="float32 or bfloat16 (%(default)s)")
+    add("--weights", choices=("int8", "fp8"), help="8 bits for projections (as they are stored)")
+    add("--kv-dtype", choices=("fp8",), help="8 bits for keys and values (as the checkpoint says)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, samples: int) -> None:

@@ -98,7 +98,9 @@ class Generator:
         except RuntimeError as error:  # what torch raises, on any device
             if "memory" not in str(error):
                 raise
-            size = traffic.allocated_bytes(self.model.config, self.model.dtype.itemsize, self.shape)
+            size = traffic.allocated_bytes(
+                self.model.config, self.model.kv_dtype.itemsize, self.shape
+            )
             raise InputError(
                 f"no memory for the cache: {self.shape} takes {size / 2**30:.1f} GiB of keys and "
                 "values; ask for fewer samples or tokens"

@@ -187,3 +187,21 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert len(lines) == 1 and lines[0].startswith("generate.py: error: "), result.stderr
     assert said in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.null
+@pytest.mark.slow
+def test_eight_bits(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--weights", "int8", "--kv-dtype", "fp8", "-n", "2", "--max-new-tokens", "4"]
+    result = run(*options, "--json", str(out))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())
+    plain = run("-n", "2", "--max-new-tokens", "4", "--json", str(out))
+    assert plain.returncode == 0, plain.stderr
+    fp32 = json.loads(out.read_text())
+    stored = [each["kv_bytes"]["bifurcated"]["stored_padded"] for each in (found, fp32)]
+    assert stored[0] * 4 == stored[1]
+    mistake = run("--kernels", "nki", "--kv-dtype", "fp8")
+    assert mistake.returncode == 2
+    assert "kv_dtype is 'fp8', and the NKI kernels do not read it yet" in mistake.stderr
