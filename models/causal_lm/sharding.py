@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.causal_lm.cache import CacheShape
 from models.causal_lm.config import ModelConfig
 from nki_kernels.errors import InputError
 
@@ -78,6 +79,39 @@ def split_heads(config: ModelConfig, tp: int, rank: int) -> Heads:
     g = max(config.g // tp, 1)
     replicas = max(tp // config.g, 1)
     return Heads(h=config.h // tp, g=g, first=rank // replicas * g, replicas=replicas)
+
+
+@dataclass(frozen=True)
+class KVBytes:
+    """Bytes of keys and values that a rank holds, of all layers.
+
+    Attributes:
+        context: of the prompts.
+        suffix: of the samples' own tokens.
+    """
+
+    context: int
+    suffix: int
+
+
+def kv_bytes(
+    config: ModelConfig, shape: CacheShape, tp: int, kv_split: KVSplit, itemsize: int
+) -> KVBytes:
+    """What each of `tp` ranks holds of a cache of `shape`, elements of `itemsize` bytes.
+
+    A decode step reads the same bytes at most: all slots of the context, and of the suffix.
+
+    Raises:
+        InputError: see `check_degree` and `check_kv_split`.
+    """
+    check_kv_split(kv_split)
+    heads = split_heads(config, tp, 0)
+    parts = heads.replicas if kv_split == "positions" else 1
+    position = 2 * config.layers * heads.g * config.d * itemsize
+    return KVBytes(
+        context=position * shape.G * -(-shape.S_ctx // parts),
+        suffix=position * shape.suffix_slots,
+    )
 
 
 @dataclass(frozen=True)

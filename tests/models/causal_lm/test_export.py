@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -204,6 +205,16 @@ class TestRulesOfDrawing:
             assert shapes == {torch.int32: (2, 3, 1), torch.float32: (2, 3, 1)}
         else:
             assert shapes == {torch.float32: (1, tiny.CONFIG.vocab_size)}
+
+
+@pytest.mark.parametrize("module", [CausalLM, DecodeStep])
+def test_signature_lists_tensors(module: type) -> None:
+    """Named one by one, none of them a flag; a default could only be None."""
+    _, *parameters = inspect.signature(module.forward).parameters.values()
+    for each in parameters:
+        assert each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert each.annotation == "Tensor"
+        assert each.default is inspect.Parameter.empty
 
 
 def check_rules(graph: torch.export.ExportedProgram) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.causal_lm import CacheShape, CausalLM
-from models.causal_lm.sharding import Shard, legal_degrees, split_heads
+from models.causal_lm.sharding import KVSplit, Shard, kv_bytes, legal_degrees, split_heads
 from models.parallel import Ranks, TensorParallel
 from nki_kernels.errors import InputError
 from tests.models import tiny
@@ -76,6 +76,31 @@ def test_shards_make_up_each_weight(tp: int, tied: bool) -> None:
                 taken.narrow(dim, 0, live)
             )
         assert torch.equal(seen, weight), name
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("kv_split", ["positions", "replicate"])
+def test_bytes_of_a_rank_are_those_of_its_cache(tp: int, kv_split: KVSplit) -> None:
+    config, shape = replace(tiny.CONFIG, h=8, g=2), CacheShape(G=2, r=3, S_ctx=13, S_dec=5)
+    told = kv_bytes(config, shape, tp, kv_split, itemsize=4)
+    for r in range(tp):
+        model = CausalLM(config, parallel=rank(r, tp), kv_split=kv_split)
+        model.allocate(shape)
+        assert model.cache_bytes() == told.context + told.suffix
+        caches = model.caches()
+        assert sum(c.k_ctx.nbytes + c.v_ctx.nbytes for c in caches) == told.context
+
+
+def test_a_quarter_of_the_context_at_four_ranks_a_head() -> None:
+    """Llama 3 8B's heads, and a context of 8K."""
+    config = replace(tiny.CONFIG, layers=32, h=32, g=8, d=128)
+    shape = CacheShape(G=1, r=16, S_ctx=8192, S_dec=128)
+    split, copies = (
+        kv_bytes(config, shape, 32, each, itemsize=2) for each in ("positions", "replicate")
+    )
+    assert copies.context == kv_bytes(config, shape, 8, "positions", itemsize=2).context
+    assert split.context * 4 == copies.context == 128 << 20
+    assert split.suffix == copies.suffix == 32 << 20
 
 
 def test_heads_lie_with_the_key_value_head_that_they_read() -> None:
