@@ -42,9 +42,10 @@ def logits(
     script: Script,
     kv_split: str = "positions",
     fault: str | None = None,
+    kernels: str = "auto",
 ) -> tuple[list[Tensor], Tensor, int]:
     """`driver.run` over poisoned caches, and the bytes of this rank's cache."""
-    model = sharded(parallel, config, weights, kv_split=kv_split)
+    model = sharded(parallel, config, weights, kv_split=kv_split, kernels=kernels)
     if fault is not None:
         FAULTS[fault](model)
     return *run(model, script), model.cache_bytes()
