@@ -33,14 +33,13 @@ def work(rank: int, store: str, pipe: Connection) -> None:
             group = dist.new_group(range(first, first + tp))
             if first <= rank < first + tp:
                 groups[tp] = TensorParallel(group)
-    while (task := pipe.recv()) is not None:
-        tp, function, args = task
+    while True:
+        tp, function, args = pipe.recv()
         try:
             with torch.no_grad():
                 pipe.send((True, function(groups[tp], *args)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
-    dist.destroy_process_group()
 
 
 class Pool:
@@ -73,9 +72,7 @@ class Pool:
 
     def close(self) -> None:
         """Ends the processes."""
-        for pipe in self.pipes:
-            pipe.send(None)
         for process in self.processes:
-            process.join(10)
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
+        for process in self.processes:
+            process.join()

@@ -54,10 +54,9 @@ SUMS = 1 + 2 * tiny.CONFIG.layers
     ("tp", "options", "gathers"),
     [
         (2, {}, 1),  # the candidates
-        (2, EVERYTHING, 1),
         (4, {}, 1 + 2 * tiny.CONFIG.layers),  # and of the replicas: the queries, the states
     ],
-    ids=["llama", "everything", "positions"],
+    ids=["llama", "positions"],
 )
 def test_graphs_hold_the_collectives_and_keep_the_rules(
     pool: Pool, tp: int, options: dict, gathers: int
