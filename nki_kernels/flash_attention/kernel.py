@@ -124,12 +124,12 @@ def run(call, units, exponentials, lag_weight, lag_turn, lag_product):
     for i in range(len(units)):
         unit = units[i]
         unit["scored"] = -1
-        unit["tail"] = i == len(units) - 1  # nothing overlaps its end: in small steps, no DMA
+        unit["tail"] = i == len(units) - 1  # nothing overlaps its end
         for j in range(len(unit["spans"])):
             unit["spans"][j]["weighed"] = -1
             unit["spans"][j]["turned_at"] = -1
             scored.append((unit, j))
-        wide = 1 if unit["tail"] else max(1, exponentials // call["piece"])
+        wide = max(1, exponentials // call["piece"])
         for j in range(0, len(unit["spans"]), wide):
             weighed.append((unit, j, min(j + wide, len(unit["spans"]))))
     at_score = 0

@@ -75,7 +75,8 @@ def add_pass(units, tiles, p, key_block, piece):
         tiles[i]["group"] = groups[-1]
     low = tiles[0]["low"]
     high = tiles[-1]["high"]
-    for base in range(low, high, key_block):
+    # Blocks start at multiples of their size, whatever the pass: that keeps the rounding of a row.
+    for base in range(low // key_block * key_block, high, key_block):
         block = {
             "kv": tiles[0]["kv"],
             "prompt": tiles[0]["prompt"],

@@ -58,10 +58,10 @@ GEN2 = Schedule(
     dma_share=0,
     lag_weight=1,
     lag_turn=4,
-    lag_product=3,
+    lag_product=1,
 )
 
-GEN3 = replace(GEN2, vector_share=3, dma_share=8, lag_product=2)
+GEN3 = replace(GEN2, vector_share=4, dma_share=8, lag_turn=5, lag_product=2)
 
 SCHEDULES = {
     "trn1": GEN2,

@@ -231,8 +231,8 @@ ERRORS = [
     Planted(
         "last key block skipped",
         PREFILL,
-        "for base in range(low, high, key_block):",
-        "for base in range(low, max(high - key_block, low + 1), key_block):",
+        "in range(low // key_block * key_block, high, key_block):",
+        "in range(low, max(high - key_block, low + 1), key_block):",
     ),
     Planted(
         "every prompt reads the first one's keys",

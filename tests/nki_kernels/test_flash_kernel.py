@@ -105,14 +105,18 @@ def test_logits_of_ten_thousand(dtype: str, target: str) -> None:
     hold(case, target, **SMALL)
 
 
-def test_chunks_equal_the_whole() -> None:
-    """Chunk by chunk against the context cache, as a long prompt is prefilled."""
-    arguments = make_flash(FlashCase(2, 384, 4, 2, 32))
-    whole = flash_attention(**arguments, kernels="nki")
-    for start in range(0, 384, 128):
-        chunk = arguments | {"q": arguments["q"][:, start : start + 128], "start": start}
-        o = flash_attention(**chunk, kernels="nki")
-        torch.testing.assert_close(o, whole[:, start : start + 128], rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("target", ["trn1", "trn2"])
+def test_chunks_equal_the_whole(target: str, window: int | None) -> None:
+    """Chunk by chunk against the context cache, as a long prompt is prefilled: the same bits."""
+    arguments = make_flash(FlashCase(2, 640, 2, 1, 32, "bfloat16", window=window))
+    sizes = SMALL | {"exponentials": 128}
+    whole = simulate(KERNEL, arguments, target, **flash_options(arguments, target) | sizes)
+    for start in range(0, 640, 128):
+        q = arguments["q"][:, start : start + 128].contiguous()
+        chunk = arguments | {"q": q, "start": start}
+        o = simulate(KERNEL, chunk, target, **flash_options(chunk, target) | sizes)
+        assert torch.equal(o, whole[:, start : start + 128])
 
 
 @pytest.mark.parametrize(
