@@ -125,6 +125,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         t = answer(n, way).timings
                         seconds[way][n].append(t.prefill + t.decode)
 
+    threads = torch.get_num_threads()
+
     def mean(values: Sequence[float]) -> float:
         return round(sum(values) / len(values), 4)
 
@@ -138,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": data.ANSWER_TOKENS,
         "dtype": "float32",
         "torch": torch.__version__,
-        "hardware": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}",
         "n": ns,
         "pass@n": [mean(passed[n]) for n in ns],
         "pass@top3": [mean(best[n]) for n in ns],
@@ -181,29 +183,38 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bifork", "svg.fonttype": "path"})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for name, (label, marker, line) in CURVES.items():
         style: dict[str, Any] = {"linestyle": line, "marker": marker, "markersize": 4.5}
-        left.plot(found["n"], found[name], color="#333333", label=label, **style)
+        panels[0].plot(found["n"], found[name], color="#333333", label=label, **style)
+        axes = panels[1] if name == "pass@n" else panels[2]
         for way in WAYS:
-            right.plot(found["seconds"][way], found[name], color=COLOURS[way], **style)
+            seconds = found["seconds"][way]
+            axes.plot(seconds, found[name], color=COLOURS[way], **style)
+            axes.annotate(
+                f"n = {found['n'][-1]}", (seconds[-1], found[name][-1]), xytext=(0, -13),
+                textcoords="offset points", ha="center", fontsize=8, color=COLOURS[way],
+            )  # fmt: skip
     for way in WAYS:
-        right.plot([], [], color=COLOURS[way], linewidth=3, label=way)
-    left.set_xscale("log", base=2)
-    left.set_xticks(found["n"], [str(each) for each in found["n"]])
-    left.set_xlabel("n, samples of a prompt")
-    left.set_ylabel("share of problems")
-    left.set_title("against n: the same answers either way", fontsize=10)
-    right.set_xscale("log")
+        panels[1].plot([], [], color=COLOURS[way], linewidth=3, label=way)
+    for label, marker, line in list(CURVES.values())[1:]:
+        panels[2].plot([], [], color="#333333", linestyle=line, marker=marker, label=label)
+    panels[0].set_xscale("log", base=2)
+    panels[0].set_xticks(found["n"], [str(each) for each in found["n"]])
+    panels[0].set_xlabel("n, samples of a prompt")
+    panels[0].set_ylabel("share of problems")
+    panels[0].set_title("against n: the same answers either way", fontsize=10)
     ticks = nice_ticks(list(itertools.chain(*found["seconds"].values())))
-    right.set_xticks(ticks, [f"{each:g}" for each in ticks])
-    right.minorticks_off()
-    right.set_xlabel("seconds a prompt, prefill and decode (median)")
-    right.set_title("against time", fontsize=10)
-    for axes in (left, right):
+    for axes, name in zip(panels[1:], ("pass@n", "pass@top3"), strict=True):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("seconds a prompt (median)")
+        axes.set_title(f"{name} against time", fontsize=10)
+    for axes in panels:
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     tokens = found["prompt_tokens"]["median"]
     figure.suptitle(
