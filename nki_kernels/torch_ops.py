@@ -369,15 +369,18 @@ def _bifurcated(
     validate_for_kernels(shape.d, window, softcap)
     require(query_position is None, "the NKI kernel does not take query_position yet")
     path = decode_path(shape, q.element_size(), target, attention, window, softcap).path
-    tuning = ordinary_tuning if path == "ordinary" else bifurcated_tuning
-    plan = tuning.schedule(shape, q.element_size())
+    options = vars(
+        ordinary_tuning.schedule(shape, q.element_size())
+        if path == "ordinary"
+        else bifurcated_tuning.schedule(shape, q.element_size(), target)
+    )
     return _run_kernel(
         q.device,
         target,
         f"nki_kernels.{path}_attention.kernel",
         f"{path}_attention_kernel",
         (*tensors, float(scale)),
-        {"return_state": return_state, **vars(plan)},
+        {"return_state": return_state, **options},
     )
 
 

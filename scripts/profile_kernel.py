@@ -182,7 +182,7 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
     shape = DecodeShape(
         G=work.G, r=work.r, n=work.n, h=work.h, g=g, d=work.d, S_ctx=work.m_c, S_dec=work.m_d
     )
-    plan = bifurcated_tuning.schedule(shape, work.element_bytes)
+    plan = bifurcated_tuning.schedule(shape, work.element_bytes, options.target)
     context, suffix = work.G * work.m_c, work.G * work.r * work.m_d
     arrays = [
         np.empty((work.G, work.r, work.n, work.h, work.d), dtype),

@@ -18,7 +18,15 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, TINY, transpose_rows
+from nki_kernels.bifurcated_attention.plan import (
+    new_room,
+    plan_head,
+    row_tiles,
+    suffix_sizes,
+    tile_rows,
+)
 from nki_kernels.bifurcated_attention.stages import (
+    add_columns,
     add_sums,
     add_to_state,
     banks_of,
@@ -26,8 +34,6 @@ from nki_kernels.bifurcated_attention.stages import (
     find_highest,
     group_logits,
     new_chunk,
-    new_state,
-    pitch_of,
     settle_max,
     tile_logits,
     tile_weights,
@@ -35,10 +41,14 @@ from nki_kernels.bifurcated_attention.stages import (
 )
 from nki_kernels.bifurcated_attention.suffix import (
     load_suffix,
+    own_slots,
     suffix_logits,
     suffix_product,
-    suffix_sizes,
+    turn_keys,
 )
+
+TURNED_ROWS = 64  # a product of the PE array takes the time of 64 columns or more
+TURNED_TILES = 8  # tiles from which on it pays to turn the product at the end
 
 
 @nki.jit
@@ -58,7 +68,10 @@ def bifurcated_attention_kernel(
     suffix_slots=8,
     suffix_tiles=8,
     chunk_columns=1024,
-    ahead=2,
+    ramp=4,
+    ahead=1,
+    turns=4,
+    dma_turns=False,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -92,57 +105,40 @@ def bifurcated_attention_kernel(
         "suffix_len": suffix_len,
         "scale": scale,
         "stores": stores,
+        "dma_turns": dma_turns,
     }
 
     constants = chunk_constants(q.dtype, MASK)
+    constants["d"] = d
     tiles = row_tiles(r, n, h // g)
+    passes = -(-len(tiles) // tiles_per_pass)
+    unit = 0
     jobs: list = []
     for group in range(G):
         for first in range(0, len(tiles), tiles_per_pass):
             batch = tiles[first : min(first + tiles_per_pass, len(tiles))]
-            blocks = context_blocks(k_ctx.shape[2] // G, block_slots)
             for kv in range(0, g, heads_per_pass):
                 heads = min(heads_per_pass, g - kv)
                 rooms = []
                 for tile in batch:
-                    rooms.append(new_room(q, group, tile, kv, heads, g))
+                    sizes = suffix_sizes(call, tile, suffix_slots, suffix_tiles)
+                    rooms.append(new_room(group, tile, kv, heads, g, sizes))
                 for i in range(heads):
-                    states = []
-                    for t in range(len(batch)):
-                        states.append(new_state(tile_rows(batch[t]), d, return_state))
-                        sizes = suffix_sizes(call, batch[t], suffix_slots, suffix_tiles)
-                        plan_suffix(jobs, rooms[t], states[t], i, sizes, chunk_columns)
-                    plan_context(jobs, rooms, states, i, blocks, chunk_columns)
-    run(call, jobs, ahead, constants)
+                    plan_head(
+                        jobs,
+                        call,
+                        rooms,
+                        i,
+                        [block_slots, ramp, chunk_columns],
+                        unit == 0,
+                        unit + 1 == G * passes * g,
+                    )
+                    unit += 1
+    run(call, jobs, ahead, turns, constants)
 
     if return_state:
         return stores[0], stores[1], stores[2]
     return stores[0]
-
-
-def row_tiles(r, n, p):
-    """Cut the rows (sample, token, head) of a kv head into tiles of at most 128, in that order.
-
-    A tile is (sample, samples, token, tokens, head, heads): whole samples where they fit, else
-    tokens of one sample, else heads of one token.
-    """
-    tiles = []
-    if n * p <= PARTITIONS:
-        step = PARTITIONS // (n * p)
-        for s in range(0, r, step):
-            tiles.append((s, min(step, r - s), 0, n, 0, p))
-    else:
-        tokens = max(1, PARTITIONS // p)
-        for s in range(r):
-            for t in range(0, n, tokens):
-                for i in range(0, p, PARTITIONS):
-                    tiles.append((s, 1, t, min(tokens, n - t), i, min(PARTITIONS, p - i)))
-    return tiles
-
-
-def tile_rows(tile):
-    """Rows of a tile."""
-    return tile[1] * tile[3] * tile[5]
 
 
 def row_pattern(tile, group, kv, heads, r, n, h, g, width):
@@ -179,89 +175,10 @@ def load_queries(q, group, tile, kv, heads, g, identity):
     return turned
 
 
-def new_room(q, group, tile, kv, heads, g):
-    """What the chunks of one row tile share in one pass over `heads` kv heads from `kv` on."""
-    return {
-        "group": group,
-        "tile": tile,
-        "kv": kv,
-        "heads": heads,
-        "g": g,
-        "rows": tile_rows(tile),
-        "queries": [],  # an SBUF view [d, rows] a kv head, once loaded
-        "dead": [],  # masks of the suffix chunks, made for the first head
-        "results": [],
-    }
-
-
-# --- the plan: a list of jobs, each one chunk of keys against one row tile
-
-
-def context_blocks(slots, block_slots):
-    """Cut a context into blocks that are loaded at once: (start, slots a partition, partitions).
-
-    A partition takes consecutive keys, so that V is read in long runs. What is left over after
-    blocks of 128 · block_slots keys is a block with fewer slots, and one of fewer partitions.
-    """
-    blocks = []
-    start = 0
-    while slots - start >= PARTITIONS:
-        size = min(block_slots, (slots - start) // PARTITIONS)
-        blocks.append({"start": start, "slots": size, "parts": PARTITIONS, "dead": []})
-        start += size * PARTITIONS
-    if start < slots:
-        blocks.append({"start": start, "slots": 1, "parts": slots - start, "dead": []})
-    return blocks
-
-
-def plan_context(jobs, rooms, states, head, blocks, chunk_columns):
-    """Append the jobs of one kv head's context: block by block, so that each is loaded once."""
-    for b in range(len(blocks)):
-        block = {"shared": blocks[b], "keys": [], "values": []}
-        for t in range(len(rooms)):
-            tiles = max(1, chunk_columns // pitch_of(rooms[t]["rows"]))
-            for first in range(0, blocks[b]["slots"], tiles):
-                count = min(tiles, blocks[b]["slots"] - first)
-                last = b + 1 == len(blocks) and first + count == blocks[b]["slots"]
-                jobs.append(
-                    {
-                        "context": True,
-                        "room": rooms[t],
-                        "state": states[t],
-                        "head": head,
-                        "block": block,
-                        "first": first,
-                        "tiles": count,
-                        "parts": blocks[b]["parts"],
-                        "last": last,
-                    }
-                )
-
-
-def plan_suffix(jobs, room, state, head, sizes, chunk_columns):
-    """Append the jobs of one row tile's suffixes for one kv head."""
-    tiles = min(sizes["step"], max(1, chunk_columns // pitch_of(room["rows"])))
-    for first in range(0, sizes["slots"], tiles):
-        jobs.append(
-            {
-                "context": False,
-                "room": room,
-                "state": state,
-                "head": head,
-                "sizes": sizes,
-                "first": first,
-                "tiles": min(tiles, sizes["slots"] - first),
-                "number": first // tiles,
-                "parts": sizes["parts"],
-                "last": False,
-            }
-        )
-
-
 # --- the pipeline
 
 
-def run(call, jobs, ahead, constants):
+def run(call, jobs, ahead, turns, constants):
     """Take every job through its stages, those of neighbours interleaved.
 
     Engines work in program order. So that none waits long, a step makes the logits of one job
@@ -271,21 +188,38 @@ def run(call, jobs, ahead, constants):
     count = len(jobs)
     scale = call["scale"]
     dtype = call["q"].dtype
-    shared: dict = {"length": [], "length_of": []}
+    shared: dict = {"unturned": [], "dead": {}, "slots": {}}
+    shared["context_len"] = spread_lengths(call["context_len"])
+    shared["suffix_len"] = spread_lengths(call["suffix_len"])
+    # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
+    for job in jobs:
+        if not job["context"]:
+            own_slots(shared, job["room"])
     for i in range(min(ahead, count)):
         prepare(call, jobs[i], shared, constants)
     for step in range(count + 2):
         if step + ahead < count:
             prepare(call, jobs[step + ahead], shared, constants)
+        if step < count:
+            make_logits(jobs[step], shared, constants)
         if step >= 1 and step <= count:
             settle_max(jobs[step - 1]["chunk"], jobs[step - 1]["state"], scale, constants)
         if step < count:
-            make_logits(jobs[step], constants)
             find_highest(jobs[step]["chunk"])
+        turn_some(shared, turns, constants)
         if step >= 2:
             fold(call, jobs[step - 2], constants)
         if step >= 1 and step <= count:
             weigh(jobs[step - 1]["chunk"], scale, dtype, constants)
+
+
+def turn_some(shared, turns, constants):
+    """Transpose some more of the suffix keys that lie loaded, in the order of their jobs."""
+    if len(shared["unturned"]) > 0:
+        job = shared["unturned"][0]
+        turn_keys(job, turns, constants)
+        if job["turned"] == job["room"]["sizes"]["blocks"] * job["tiles"]:
+            shared["unturned"].pop(0)
 
 
 def prepare(call, job, shared, constants):
@@ -302,12 +236,12 @@ def prepare(call, job, shared, constants):
             constants["identity"],
         )
     if job["context"]:
-        load_context(call, job, shared)
+        load_context(call, job, shared, constants)
     else:
-        load_suffix(call, job, constants)
+        load_suffix(call, job, shared)
 
 
-def make_logits(job, constants):
+def make_logits(job, shared, constants):
     """First stage: masked logits of a chunk."""
     room = job["room"]
     chunk = new_chunk(room["rows"], job["tiles"], job["parts"])
@@ -315,6 +249,8 @@ def make_logits(job, constants):
     if job["context"]:
         context_logits(job, chunk, constants)
     else:
+        while job["turned"] < job["room"]["sizes"]["blocks"] * job["tiles"]:
+            turn_some(shared, 1, constants)
         suffix_logits(job, chunk, constants)
 
 
@@ -324,25 +260,26 @@ def fold(call, job, constants):
     d = call["q"].shape[4]
     product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
     if job["context"]:
-        context_product(job, product, d)
+        context_product(job, product, d, constants)
     else:
         suffix_product(job, product, d, constants)
     add_sums(product, job["chunk"], d, constants)
     add_to_state(job["state"], job["chunk"], product)
-    if job["last"]:
+    job["state"]["jobs"] -= 1
+    if job["state"]["jobs"] == 0:
         finish(call, job, d)
 
 
 # --- the context
 
 
-def load_context(call, job, shared):
+def load_context(call, job, shared, constants):
     """K [d, keys] and V [128, keys a partition · d] of a block, and which of its keys are dead."""
     block = job["block"]
     if len(block["keys"]) > 0:
         return
     room = job["room"]
-    cut = block["shared"]
+    cut = block["cut"]
     start = cut["start"]
     slots = cut["slots"]
     parts = cut["parts"]
@@ -364,36 +301,56 @@ def load_context(call, job, shared):
         ),
     )
     block["keys"].append(keys)
-    block["values"].append(values)
-    if len(cut["dead"]) == 0:
-        cut["dead"].append(dead_keys(call, room["group"], start, slots, parts, shared))
+    block["values"] = values
+    block["dead"] = dead_keys(room["group"], start, slots, parts, shared, constants)
 
 
-def dead_keys(call, group, start, slots, parts, shared):
-    """bf16 [slots, partitions], 1 where a key of a block lies at or behind context_len."""
-    if len(shared["length"]) == 0 or shared["length_of"][-1] != group:
-        raw = nl.ndarray((PARTITIONS, 1), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.dma_copy(
-            dst=raw,
-            src=call["context_len"].ap(pattern=[[0, PARTITIONS], [1, 1]], offset=group),
-        )
-        length = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=length, src=raw)
-        shared["length"].append(length)
-        shared["length_of"].append(group)
+def spread_lengths(lengths):
+    """All numbers of an int32 tensor in HBM on every partition, fp32; exact below 2^24."""
+    count = 1
+    for size in lengths.shape:
+        count = count * size
+    raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
+    spread = nl.ndarray((PARTITIONS, count), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=spread, src=raw)
+    return spread
+
+
+def dead_keys(group, start, slots, parts, shared, constants):
+    """bf16 [slots, partitions], 1 where a key of a block lies at or behind context_len.
+
+    Kept for the heads that cut the context alike.
+    """
+    name = f"{start} {slots} {group}"
+    if name in shared["dead"]:
+        return shared["dead"][name]
     # Slot j of partition p holds key start + p · slots + j.
-    keys = nl.ndarray((slots, parts), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=keys, pattern=[[slots, parts]], offset=start, channel_multiplier=1)
+    behind = nl.ndarray((slots, 1), dtype=nl.float32, buffer=nl.sbuf)  # context_len - start - j
+    nisa.scalar_tensor_tensor(
+        dst=behind,
+        data=shared["context_len"][0:slots, group : group + 1],
+        op0=nl.subtract,
+        operand0=start * 1.0,
+        op1=nl.subtract,
+        operand1=constants["partition"][0:slots, :],
+    )
     dead = nl.ndarray((slots, parts), dtype=nl.bfloat16, buffer=nl.sbuf)
     nisa.tensor_scalar(
-        dst=dead, data=keys, op0=nl.greater_equal, operand0=shared["length"][-1][0:slots, :]
+        dst=dead,
+        data=constants["column"][0:slots, 0:parts],
+        op0=nl.multiply,
+        operand0=slots * 1.0,
+        op1=nl.greater_equal,
+        operand1=behind,
     )
+    shared["dead"][name] = dead
     return dead
 
 
 def context_logits(job, chunk, constants):
     """K · q, and MASK on top where a key is dead: flags times a diagonal, a PSUM bank at a time."""
-    cut = job["block"]["shared"]
+    cut = job["block"]["cut"]
     slots = cut["slots"]
     parts = chunk["parts"]
     keys = job["block"]["keys"][0]
@@ -411,7 +368,7 @@ def context_logits(job, chunk, constants):
     for first, count in banks_of(chunk):
         nisa.nc_matmul(
             dst=group_logits(chunk, first, count),
-            stationary=cut["dead"][0],
+            stationary=job["block"]["dead"],
             moving=constants["mask_diagonal"].ap(
                 pattern=[[PARTITIONS, slots], [group, count], [0, chunk["rows"]], [1, group]],
                 offset=job["first"] + first * group,
@@ -419,17 +376,23 @@ def context_logits(job, chunk, constants):
         )
 
 
-def context_product(job, product, d):
-    """Weights times the context's values."""
-    values = job["block"]["values"][0]
+def context_product(job, product, d, constants):
+    """Weights times the context's values; what has fewer columns of the two is what moves."""
+    values = job["block"]["values"]
     rows = job["room"]["rows"]
+    turned = rows <= TURNED_ROWS and job["tiles"] >= TURNED_TILES
+    columns = product
+    if turned:
+        columns = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.psum)
     for tile in range(job["tiles"]):
         at = (job["first"] + tile) * d
-        nisa.nc_matmul(
-            dst=product[:, 0:d],
-            stationary=tile_weights(job["chunk"], tile, 0, rows),
-            moving=values[:, at : at + d],
-        )
+        weights = tile_weights(job["chunk"], tile, 0, rows)
+        if turned:
+            nisa.nc_matmul(dst=columns, stationary=values[:, at : at + d], moving=weights)
+        else:
+            nisa.nc_matmul(dst=product[:, 0:d], stationary=weights, moving=values[:, at : at + d])
+    if turned:
+        add_columns(product, columns, constants)
 
 
 # --- results

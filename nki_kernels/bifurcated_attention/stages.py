@@ -18,12 +18,18 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal, offset_grid
+from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal
+from nki_kernels.bifurcated_attention.plan import pitch_of
 
 
 def chunk_constants(dtype, mask):
     """Tiles that every chunk uses: identities, a diagonal of `mask`, ones to spread and to sum."""
-    grid = offset_grid(PARTITIONS, PARTITIONS)
+    column = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=column, pattern=[[1, PARTITIONS]], offset=0, channel_multiplier=0)
+    partition = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=partition, pattern=[[1, 1]], offset=0, channel_multiplier=1)
+    grid = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=grid, data=column, op0=nl.subtract, operand0=partition)
     minus = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
     nisa.memset(dst=minus, value=-1.0)
     ones = nl.ndarray((PARTITIONS, 1), dtype=dtype, buffer=nl.sbuf)
@@ -35,18 +41,9 @@ def chunk_constants(dtype, mask):
         "mask_diagonal": diagonal(grid, mask, nl.bfloat16),
         "minus": minus,
         "ones": ones,
+        "column": column,
+        "partition": partition,
     }
-
-
-def pitch_of(rows):
-    """Columns between the tiles of a chunk: the power of two from `rows` on, at most 128.
-
-    It divides a PSUM bank, so that no tile crosses from one bank into the next.
-    """
-    pitch = 1
-    while pitch < rows:
-        pitch = pitch * 2
-    return pitch
 
 
 def new_chunk(rows, tiles, parts):
@@ -116,12 +113,6 @@ def tile_weights(chunk, tile, first, rows):
     )
 
 
-def new_state(rows, d, exact):
-    """The state of `rows` rows of one head: o and its sum side by side, and no max yet."""
-    o = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.sbuf)
-    return {"o": o, "top": [], "exact": exact, "highest": []}
-
-
 def find_highest(chunk):
     """Second stage, first half: the largest logit of each partition and row."""
     rows = chunk["rows"]
@@ -168,8 +159,8 @@ def settle_max(chunk, state, scale, constants):
     else:
         nisa.tensor_tensor(dst=top, data1=found, data2=state["top"][-1], op=nl.maximum)
     shift = nl.ndarray((rows, rows), dtype=nl.bfloat16, buffer=nl.sbuf)  # top on a diagonal
-    nisa.tensor_scalar(
-        dst=shift, data=constants["identity_bf16"][0:rows, 0:rows], op0=nl.multiply, operand0=top
+    nisa.activation(
+        dst=shift, op=nl.copy, data=constants["identity_bf16"][0:rows, 0:rows], scale=top
     )
     if not fresh:
         less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
@@ -236,15 +227,29 @@ def add_sums(product, chunk, d, constants):
         )
 
 
+def add_columns(product, columns, constants):
+    """Add the transpose of a PSUM tile [d, rows] to `product` [rows, d + 1]."""
+    d = columns.shape[0]
+    rows = columns.shape[1]
+    copied = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=copied, op=nl.copy, data=columns)
+    nisa.nc_matmul(
+        dst=product[:, 0:d],
+        stationary=copied,
+        moving=constants["identity_fp32"][0:d, 0:d],
+        is_moving_onezero=True,
+    )
+
+
 def add_to_state(state, chunk, product):
     """Last stage: fold a chunk's product [rows, d + 1] of weights with values and ones."""
-    o = state["o"]
     if chunk["fresh"]:
-        nisa.tensor_copy(dst=o, src=product)
+        state["o"] = nl.ndarray(product.shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=state["o"], src=product)
     else:
         nisa.scalar_tensor_tensor(
-            dst=o,
-            data=o,
+            dst=state["o"],
+            data=state["o"],
             op0=nl.multiply,
             operand0=chunk["decay"],
             op1=nl.add,

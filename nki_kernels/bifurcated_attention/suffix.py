@@ -15,156 +15,177 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, PARTITIONS, transpose_rows
+from nki_kernels.attention_state.kernel import BANK
 from nki_kernels.bifurcated_attention.stages import (
+    add_columns,
     banks_of,
     group_logits,
     tile_logits,
     tile_weights,
 )
 
+VALUE_PIECES = 4
 FAR = 1.0e9  # beyond every suffix length: the slot of another sample
 
 
-def suffix_sizes(call, tile, suffix_slots, suffix_tiles):
-    """How a row tile's suffix rows lie on partitions.
-
-    A sample's S_dec rows take `span` partitions with `slots` consecutive rows each; `together`
-    samples lie side by side, in `blocks` blocks of as many.
-    """
-    S_dec = call["k_suf"].shape[1] // (call["suffix_len"].shape[0] * call["suffix_len"].shape[1])
-    span = 1
-    for candidate in range(1, min(S_dec, PARTITIONS) + 1):
-        if S_dec % candidate == 0 and S_dec // candidate >= suffix_slots:
-            span = candidate
-    samples = tile[1]
-    together = 1
-    for candidate in range(1, min(samples, PARTITIONS // span) + 1):
-        if samples % candidate == 0:
-            together = candidate
-    return {
-        "S_dec": S_dec,
-        "span": span,
-        "slots": S_dec // span,
-        "together": together,
-        "blocks": samples // together,
-        "parts": span * together,
-        "step": suffix_tiles,
-    }
-
-
-def load_suffix(call, job, constants):
-    """K, transposed, and V of a suffix chunk, and which slots a row must not see."""
+def load_suffix(call, job, shared):
+    """K and V of a suffix chunk, and what a row must not see; K is turned later, or by DMA."""
     room = job["room"]
-    sizes = job["sizes"]
+    sizes = job["room"]["sizes"]
     k_suf = call["k_suf"]
     d = k_suf.shape[2]
     parts = sizes["parts"]
     blocks = sizes["blocks"]
     tiles = job["tiles"]
-    r = call["suffix_len"].shape[1]
     kv = room["kv"] + job["head"]
-    base = (room["group"] * r + room["tile"][0]) * sizes["S_dec"] + job["first"]
-    pattern = [
-        [sizes["slots"] * d, parts],
-        [sizes["together"] * sizes["S_dec"] * d, blocks],
-        [1, tiles * d],
-    ]
-    offset = (kv * k_suf.shape[1] + base) * d
-    rows = nl.ndarray((parts, blocks * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=rows, src=k_suf.ap(pattern=pattern, offset=offset))
-    values = nl.ndarray((parts, blocks * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=values, src=call["v_suf"].ap(pattern=pattern, offset=offset))
-    job["values"] = values
-
-    # As many tiles as fill a PSUM bank are transposed together.
-    keys = []
-    together = BANK // parts
-    for first in range(0, blocks * tiles, together):
-        chunks = []
-        for i in range(first, min(first + together, blocks * tiles)):
-            chunks.append(rows[:, i * d : (i + 1) * d])
-        turned = transpose_rows(chunks, constants["identity"])
-        for i in range(len(chunks)):
-            keys.append(turned[:, i * parts : (i + 1) * parts])
-    job["keys"] = keys
+    base = (room["group"] * call["suffix_len"].shape[1] + room["tile"][0]) * sizes["S_dec"]
+    offset = (kv * k_suf.shape[1] + base + job["first"]) * d
+    run = sizes["slots"] * d  # numbers of a partition, all blocks one behind the other
+    pattern = [[run, parts], [run * parts, blocks], [1, tiles * d]]
+    job["keys"] = []
+    job["turned"] = 0
+    if call["dma_turns"]:
+        keys = nl.ndarray((d, tiles, blocks * parts), dtype=k_suf.dtype, buffer=nl.sbuf)
+        nisa.dma_transpose(
+            dst=keys,
+            src=k_suf.ap(pattern=[[run, blocks * parts], [d, tiles], [1, d]], offset=offset),
+            axes=(2, 1, 0),
+        )
+        for i in range(blocks * tiles):
+            at = i % tiles * blocks * parts + i // tiles * parts
+            job["keys"].append(
+                keys.ap(pattern=[[tiles * blocks * parts, d], [1, parts]], offset=at)
+            )
+        job["turned"] = blocks * tiles
+    else:
+        rows = nl.ndarray((parts, blocks * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=rows, src=k_suf.ap(pattern=pattern, offset=offset))
+        job["rows"] = rows
+        shared["unturned"].append(job)
+    # V in some pieces, so that the first ones can be used while the last one comes.
+    job["values"] = []
+    piece = -(-blocks // VALUE_PIECES)
+    for first in range(0, blocks, piece):
+        count = min(piece, blocks - first)
+        values = nl.ndarray((parts, count * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(
+            dst=values,
+            src=call["v_suf"].ap(
+                pattern=[[run, parts], [run * parts, count], [1, tiles * d]],
+                offset=offset + first * run * parts,
+            ),
+        )
+        for i in range(count * tiles):
+            job["values"].append(values[:, i * d : (i + 1) * d])
     if job["head"] == 0:
-        room["dead"].append(dead_slots(call, job))
+        room["dead"].append(dead_slots(call, job, shared))
 
 
-def dead_slots(call, job):
-    """bf16 [partitions, tiles · rows], 1 where a row must not see a slot: another's, or dead."""
+def turn_keys(job, batches, constants):
+    """Transpose K of up to `batches` times as many tiles as fill a PSUM bank.
+
+    VectorE and ScalarE take turns in moving them back to SBUF.
+    """
+    sizes = job["room"]["sizes"]
+    parts = sizes["parts"]
+    total = sizes["blocks"] * job["tiles"]
+    rows = job["rows"]
+    d = constants["d"]
+    for _ in range(batches):
+        first = job["turned"]
+        count = min(BANK // parts, total - first)
+        if count > 0:
+            turned = nl.ndarray((d, count * parts), dtype=nl.float32, buffer=nl.psum)
+            keys = nl.ndarray((d, count * parts), dtype=rows.dtype, buffer=nl.sbuf)
+            for i in range(count):
+                nisa.nc_matmul(
+                    dst=turned[:, i * parts : (i + 1) * parts],
+                    stationary=rows[:, (first + i) * d : (first + i + 1) * d],
+                    moving=constants["identity"][0:parts, 0:parts],
+                    is_moving_onezero=True,
+                )
+                job["keys"].append(keys[:, i * parts : (i + 1) * parts])
+            if first // count % 2 == 0:
+                nisa.tensor_copy(dst=keys, src=turned)
+            else:
+                nisa.activation(dst=keys, op=nl.copy, data=turned)
+            job["turned"] = first + count
+
+
+def dead_slots(call, job, shared):
+    """bf16 [partitions, tiles · queries], 1 where a slot is another sample's or dead.
+
+    A query is a sample's token: all its heads see the same slots.
+    """
     room = job["room"]
-    sizes = job["sizes"]
-    s, samples, t, tokens, _, count = room["tile"]
-    rows = room["rows"]
+    sizes = job["room"]["sizes"]
+    s, samples, _, tokens, _, _ = room["tile"]
+    queries = samples * tokens
     parts = sizes["parts"]
     tiles = job["tiles"]
-    n = call["q"].shape[2]
     r = call["suffix_len"].shape[1]
-    if len(room["dead"]) == 0:
-        raw = nl.ndarray((PARTITIONS, samples), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.dma_copy(
-            dst=raw,
-            src=call["suffix_len"].ap(
-                pattern=[[0, PARTITIONS], [1, samples]], offset=room["group"] * r + s
-            ),
-        )
-        # Token t of n does not see the n - 1 - t tokens behind it.
-        unseen = nl.ndarray((PARTITIONS, rows), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.iota(dst=unseen, pattern=[[0, samples], [1, tokens], [0, count]], offset=t - (n - 1))
-        lengths = nl.ndarray((PARTITIONS, samples), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=lengths, src=raw)
-        seen = nl.ndarray((PARTITIONS, rows), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(
-            dst=seen,
-            data1=lengths.ap(
-                pattern=[[samples, PARTITIONS], [1, samples], [0, tokens * count]], offset=0
-            ),
-            data2=unseen,
-            op=nl.add,
-        )
-        room["seen"] = seen
-        room["slot"] = own_slots(sizes, tokens * count, min(sizes["step"], sizes["slots"]))
-    dead = nl.ndarray((parts, tiles * rows), dtype=nl.bfloat16, buffer=nl.sbuf)
+    slot = own_slots(shared, room)
+    dead = nl.ndarray((parts, tiles * queries), dtype=nl.bfloat16, buffer=nl.sbuf)
     nisa.scalar_tensor_tensor(
         dst=dead,
-        data=room["slot"][:, 0 : tiles * rows],
+        data=slot[:, 0 : tiles * queries],
         op0=nl.add,
         operand0=job["first"] * 1.0,
         op1=nl.greater_equal,
-        operand1=room["seen"].ap(pattern=[[rows, parts], [0, tiles], [1, rows]], offset=0),
+        operand1=shared["suffix_len"].ap(
+            pattern=[[call["q"].shape[0] * r, parts], [0, tiles], [1, samples], [0, tokens]],
+            offset=room["group"] * r + s,
+        ),
     )
     return dead
 
 
-def own_slots(sizes, width, tiles):
-    """fp32 [partitions, tiles · rows]: a tile's slot on a partition as its row's sample counts
-    it, FAR where it is another sample's. `width` rows a sample.
+def own_slots(shared, room):
+    """fp32 [partitions, tiles · queries]: what a suffix length must exceed for a slot to be seen.
+
+    That is the slot's number as the query's sample counts it, more by the n - 1 - t tokens behind
+    token t of n, and FAR or more where the slot is another sample's: a negative number times -FAR,
+    or, for those behind, a number beyond every length.
     """
+    sizes = room["sizes"]
+    _, samples, t, tokens, _, _ = room["tile"]
+    name = f"{samples} {t} {tokens}"
+    if name in shared["slots"]:
+        return shared["slots"][name]
     parts = sizes["parts"]
+    tiles = min(sizes["step"], sizes["slots"])
     together = sizes["together"]
-    pattern = [[1, tiles], [0, sizes["blocks"]], [-sizes["S_dec"], together], [0, width]]
-    columns = tiles * sizes["blocks"] * together * width
-    slot = nl.ndarray((parts, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=slot, pattern=pattern, offset=0, channel_multiplier=sizes["slots"])
-    mine = nl.ndarray((parts, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.affine_select(
-        dst=mine,
-        pattern=pattern,
-        channel_multiplier=sizes["slots"],
-        on_true_tile=slot,
-        on_false_value=FAR,
-        cmp_op=nl.greater_equal,
-        offset=0,
+    blocks = sizes["blocks"]
+    first = nl.ndarray((parts, tiles * samples), dtype=nl.float32, buffer=nl.sbuf)
+    pattern = [[1, tiles], [0, blocks], [-sizes["S_dec"], together]]
+    nisa.iota(dst=first, pattern=pattern, offset=0, channel_multiplier=sizes["slots"])
+    mine = nl.ndarray((parts, tiles * samples), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=mine, data=first, op0=nl.multiply, operand0=-FAR, op1=nl.maximum, operand1=first
     )
-    return mine
+    slot = mine
+    if sizes["n"] > 1:
+        columns = tiles * samples * tokens
+        later = nl.ndarray((parts, columns), dtype=nl.float32, buffer=nl.sbuf)
+        pattern = [[0, tiles * samples], [-1, tokens]]
+        nisa.iota(dst=later, pattern=pattern, offset=sizes["n"] - 1 - t)
+        slot = nl.ndarray((parts, columns), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(
+            dst=slot,
+            data1=mine.ap(
+                pattern=[[tiles * samples, parts], [1, tiles * samples], [0, tokens]], offset=0
+            ),
+            data2=later,
+            op=nl.add,
+        )
+    shared["slots"][name] = slot
+    return slot
 
 
 def suffix_logits(job, chunk, constants):
     """K · q of samples that share partitions, and MASK on top where a row must not see a slot."""
     room = job["room"]
-    sizes = job["sizes"]
+    sizes = job["room"]["sizes"]
     rows = chunk["rows"]
     parts = chunk["parts"]
     tiles = chunk["tiles"]
@@ -180,25 +201,27 @@ def suffix_logits(job, chunk, constants):
             )
     dead = room["dead"][job["number"]]
     group = chunk["group"]
+    queries = room["tile"][1] * room["tile"][3]
     for first, count in banks_of(chunk):
         nisa.nc_matmul(
             dst=group_logits(chunk, first, count),
             stationary=constants["mask_diagonal"][0:parts, 0:parts],
             moving=dead.ap(
                 pattern=[
-                    [tiles * rows, parts],
-                    [group * rows, count],
-                    [1, rows],
-                    [rows, group],
+                    [tiles * queries, parts],
+                    [group * queries, count],
+                    [1, queries],
+                    [0, rows // queries],
+                    [queries, group],
                 ],
-                offset=first * group * rows,
+                offset=first * group * queries,
             ),
         )
 
 
 def suffix_product(job, product, d, constants):
     """Weights times the suffixes' values: [d, rows] sample by sample, then turned."""
-    sizes = job["sizes"]
+    sizes = job["room"]["sizes"]
     rows = job["room"]["rows"]
     tiles = job["tiles"]
     width = rows // sizes["blocks"]
@@ -206,17 +229,9 @@ def suffix_product(job, product, d, constants):
     for block in range(sizes["blocks"]):
         at = block * width
         for tile in range(tiles):
-            value = (block * tiles + tile) * d
             nisa.nc_matmul(
                 dst=columns[:, at : at + width],
-                stationary=job["values"][:, value : value + d],
+                stationary=job["values"][block * tiles + tile],
                 moving=tile_weights(job["chunk"], tile, at, width),
             )
-    copied = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=copied, op=nl.copy, data=columns)
-    nisa.nc_matmul(
-        dst=product[:, 0:d],
-        stationary=copied,
-        moving=constants["identity_fp32"][0:d, 0:d],
-        is_moving_onezero=True,
-    )
+    add_columns(product, columns, constants)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from nki_kernels.bifurcated_attention.validate import Shape
 
-SBUF_BYTES = 160 * 1024
-"""SBUF a partition that a call may plan with: 180,224 usable bytes on trn1 and inf2 (AWS's direct
-allocation guide, SDK 2.26; later cores have more), less small tiles and constants."""
+SBUF_BYTES = {"gen2": 160 * 1024, "gen3": 192 * 1024}
+"""SBUF a partition that a call may plan with: 180,224 usable bytes on NeuronCore-v2 (AWS's direct
+allocation guide, SDK 2.26), 212,984 on v3 and more on v4, less small tiles and constants."""
 
-LOADED_BYTES = 96 * 1024
-"""The part of it that loaded keys and values may take; the rest holds queries and states."""
+QUERY_BYTES = 64 * 1024
+"""The part of it for queries, states and masks; the rest holds loaded keys and values."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Schedule:
             suffix_slots · d numbers.
         suffix_tiles: of these, rows a partition of one load.
         chunk_columns: logits a partition of one chunk, at most 2,048 (half of PSUM).
+        ramp: like block_slots, of a call's very first and very last block; those between double.
         ahead: chunks by which loads run ahead in program order.
+        turns: PSUM banks of suffix keys that are transposed between two chunks.
+        dma_turns: whether DMA transposes them instead (NeuronCore-v3 and later, 16-bit numbers).
     """
 
     heads_per_pass: int
@@ -41,7 +44,10 @@ class Schedule:
     suffix_slots: int = 8
     suffix_tiles: int = 8
     chunk_columns: int = 1024
-    ahead: int = 2
+    ramp: int = 4
+    ahead: int = 1
+    turns: int = 4
+    dma_turns: bool = False
 
 
 def row_tiles(shape: Shape) -> int:
@@ -53,25 +59,49 @@ def row_tiles(shape: Shape) -> int:
     return shape.r * -(-shape.n // tokens) * -(-shape.p // 128)
 
 
-def schedule(shape: Shape, element_bytes: int) -> Schedule:
-    """The largest pass that fits SBUF: all row tiles first, then as many kv heads as fit."""
+def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule:
+    """What fits SBUF, from the sizes that the timeline found fastest at 8K of context.
+
+    Later cores pay more for each run of HBM, so that their blocks are larger; and their DMA
+    transposes 16-bit numbers.
+    """
+    gen2 = target in ("trn1", "inf2", "gen2")
+    total = SBUF_BYTES["gen2" if gen2 else "gen3"]
+    block_slots, ramp = (16, 4) if gen2 else (64, 16)
+    if not gen2 and shape.G * shape.g == 1:
+        block_slots, ramp = 32, 4  # a single head: nothing else to do while the first block comes
     sizes = Schedule(1, 1)
     d = shape.d
-    alive = sizes.ahead + 3  # jobs that hold what they loaded
-    block_slots = sizes.block_slots
-    while block_slots > 1 and alive * block_slots * (128 + d) * element_bytes > LOADED_BYTES:
-        block_slots //= 2
-    # K rows, their transpose and V, of all samples of a row tile; eight share partitions.
-    samples = max(1, min(shape.r, 128 // (shape.n * shape.p)))
+    loaded = total - QUERY_BYTES
+
+    # Rows a partition of one suffix load: K, its transpose and V, for all samples of a row tile.
+    per_slot = shape.n * shape.p
+    samples = max(1, min(shape.r, 128 // per_slot))
     suffix_tiles = sizes.suffix_tiles
-    row = samples * (2 * d + 128) * element_bytes
-    while suffix_tiles > 1 and suffix_tiles * row // 8 > LOADED_BYTES:
+    while suffix_tiles > 1 and suffix_tiles * samples * (2 * d + 128) * element_bytes > 8 * loaded:
         suffix_tiles //= 2
 
+    # Blocks that jobs in the pipeline still hold.
+    tiles = row_tiles(shape)
+    rows = samples * min(128, per_slot)
+    suffix = suffix_tiles * samples * (d + 128) * element_bytes // 8
+    while block_slots > 1:
+        jobs = tiles * max(1, block_slots * rows // sizes.chunk_columns)
+        alive = 1 + -(-(sizes.ahead + 2) // jobs)
+        if alive * block_slots * (128 + d) * element_bytes + suffix <= loaded:
+            break
+        block_slots //= 2
+
     state = 2 * (d + 1) * 4 + 64
-    masks = 128 * (2 * -(-shape.S_dec // 16) + 8 * suffix_tiles)
+    masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
     per_head = (2 * d + 128) * element_bytes + 8
-    room = SBUF_BYTES - LOADED_BYTES
-    tiles = max(1, min(row_tiles(shape), room // (state + masks + per_head)))
-    heads = max(1, min(shape.g, (room // tiles - state - masks) // per_head))
-    return Schedule(heads, tiles, block_slots, sizes.suffix_slots, suffix_tiles)
+    tiles_per_pass = max(1, min(tiles, QUERY_BYTES // (state + masks + per_head)))
+    heads = max(1, min(shape.g, (QUERY_BYTES // tiles_per_pass - state - masks) // per_head))
+    return Schedule(
+        heads_per_pass=heads,
+        tiles_per_pass=tiles_per_pass,
+        block_slots=block_slots,
+        suffix_tiles=suffix_tiles,
+        ramp=min(ramp, block_slots),
+        dma_turns=not gen2 and element_bytes == 2,
+    )

@@ -58,8 +58,8 @@ ERRORS = [
     Planted(
         "context mask lets one slot too many through",
         DECODE,
-        'data=keys, op0=nl.greater_equal, operand0=shared["length"]',
-        'data=keys, op0=nl.greater, operand0=shared["length"]',
+        "op1=nl.greater_equal,\n        operand1=behind",
+        "op1=nl.greater,\n        operand1=behind",
     ),
     Planted(
         "context mask of a neighbouring slot",
@@ -82,11 +82,21 @@ ERRORS = [
     Planted(
         "a sample sees its neighbour's suffix",
         DECODE,
-        "on_false_value=FAR",
-        "on_false_value=0.0",
+        "operand0=-FAR",
+        "operand0=0.0",
     ),
-    Planted("tokens of a step see each other's future", DECODE, "offset=t - (n - 1)", "offset=0"),
-    Planted("tokens of a step miss themselves", DECODE, "offset=t - (n - 1)", "offset=t - n"),
+    Planted(
+        "tokens of a step see each other's future",
+        DECODE,
+        'offset=sizes["n"] - 1 - t',
+        'offset=sizes["n"] - 1 - t, channel_multiplier=-1',
+    ),
+    Planted(
+        "tokens of a step miss themselves",
+        DECODE,
+        'offset=sizes["n"] - 1 - t',
+        'offset=sizes["n"] - t',
+    ),
     Planted(
         "keys left over from whole blocks skipped",
         DECODE,
@@ -102,14 +112,14 @@ ERRORS = [
     Planted(
         "every row tile reads the first one's suffix lengths",
         DECODE,
-        'offset=room["group"] * r + s\n',
-        'offset=room["group"] * r\n',
+        'offset=room["group"] * r + s,',
+        'offset=room["group"] * r,',
     ),
     Planted(
         "every group reads the first one's context length",
         DECODE,
-        "[1, 1]], offset=group),",
-        "[1, 1]], offset=0),",
+        'shared["context_len"][0:slots, group : group + 1]',
+        'shared["context_len"][0:slots, 0:1]',
     ),
     Planted(
         "every group reads the first one's context values",
@@ -120,8 +130,8 @@ ERRORS = [
     Planted(
         "suffix rows of the neighbouring sample",
         DECODE,
-        'base = (room["group"] * r + room["tile"][0]) *',
-        'base = (room["group"] * r + max(room["tile"][0] - 1, 0)) *',
+        'call["suffix_len"].shape[1] + room["tile"][0])',
+        'call["suffix_len"].shape[1] + max(room["tile"][0] - 1, 0))',
     ),
     Planted(
         "logits not scaled",
@@ -156,8 +166,8 @@ ERRORS = [
     Planted(
         "every tile meets the first one's weights",
         DECODE,
-        'stationary=tile_weights(job["chunk"], tile, 0, rows)',
-        'stationary=tile_weights(job["chunk"], 0, 0, rows)',
+        'weights = tile_weights(job["chunk"], tile, 0, rows)',
+        'weights = tile_weights(job["chunk"], 0, 0, rows)',
     ),
     Planted(
         "weights of one tile left out of the sum",

@@ -24,10 +24,10 @@ FLASH = ("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
 FLASH_OPTIONS = ("start", "window", "softcap", "sinks")
 
 
-def bifurcated_options(arguments: dict[str, Any]) -> dict[str, Any]:
+def bifurcated_options(arguments: dict[str, Any], target: str = "trn1") -> dict[str, Any]:
     """The schedule that the operator would choose."""
     shape = bifurcated_validate.validate(**arguments)
-    plan = bifurcated_tuning.schedule(shape, arguments["q"].element_size())
+    plan = bifurcated_tuning.schedule(shape, arguments["q"].element_size(), target)
     return dict(vars(plan))
 
 

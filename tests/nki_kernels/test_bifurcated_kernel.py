@@ -52,7 +52,7 @@ def hold(case: Case, target: str = "trn1", **options: Any) -> None:
     """Run a case and compare output and statistics with the oracle."""
     arguments = make(case)
     expected, top, total = oracle(arguments)
-    options = options or bifurcated_options(arguments)
+    options = options or bifurcated_options(arguments, target)
     o, highest, weight = simulate(BIFURCATED, arguments, target, return_state=True, **options)
     assert o.dtype == arguments["q"].dtype
     assert highest.dtype == weight.dtype == torch.float32
@@ -160,6 +160,34 @@ def test_schedule_changes_no_bit(sizes: dict[str, int]) -> None:
     expected = simulate(BIFURCATED, arguments, heads_per_pass=3, tiles_per_pass=1)
     actual = simulate(BIFURCATED, arguments, **sizes)
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("b", [8, 16])
+def test_same_bits_whatever_b_is(b: int) -> None:
+    """With tiles of the same keys, a sample's output does not depend on how many there are."""
+    case = Case(m_c=1500, m_d=16, b=64, h=2, g=2, d=64, dtype="bfloat16", gap=0)
+    arguments = make(case)
+    sizes = bifurcated_options(arguments)
+    many = simulate(BIFURCATED, arguments, **sizes | {"chunk_columns": 8 * case.b})
+    for name in ("q", "suffix_len"):
+        arguments[name] = arguments[name][:, :b].contiguous()
+    for name in ("k_suf", "v_suf"):
+        arguments[name] = arguments[name][:, : b * case.m_d].contiguous()
+    few = simulate(BIFURCATED, arguments, **sizes | {"chunk_columns": 8 * b})
+    assert torch.equal(few, many[:, :b])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_ten_thousand(dtype: str) -> None:
+    """The rounded shift stays within the range of the exponential, and the rest is exact enough."""
+    case = Case(m_c=700, m_d=9, b=3, h=4, g=2, d=64, logit_scale=3000.0, dtype=dtype)
+    arguments = make(case)
+    expected, top, _ = oracle(arguments)
+    largest = np.abs(top).max()
+    assert largest > 1e4
+    actual = simulate(BIFURCATED, arguments, **bifurcated_options(arguments))
+    rounding = 4 * 2.0**-24 * largest * np.abs(expected).max()
+    assert error(actual, expected) <= tolerance(expected, dtype) + rounding
 
 
 def test_returned_states_merge() -> None:

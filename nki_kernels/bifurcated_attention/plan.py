@@ -1,0 +1,183 @@
+"""What the decode kernel does in which order: a list of jobs, each a chunk of keys against one row
+tile. Decided while the kernel is traced, from shapes alone; nothing here runs on the core.
+
+Legal in NKI 0.2 to 0.7. Imports only pieces under that rule.
+"""
+
+from __future__ import annotations
+
+from nki_kernels.attention_state.kernel import PARTITIONS
+
+
+def row_tiles(r, n, p):
+    """Cut the rows (sample, token, head) of a kv head into tiles of at most 128, in that order.
+
+    A tile is (sample, samples, token, tokens, head, heads): whole samples where they fit, else
+    tokens of one sample, else heads of one token.
+    """
+    tiles = []
+    if n * p <= PARTITIONS:
+        step = PARTITIONS // (n * p)
+        for s in range(0, r, step):
+            tiles.append((s, min(step, r - s), 0, n, 0, p))
+    else:
+        tokens = max(1, PARTITIONS // p)
+        for s in range(r):
+            for t in range(0, n, tokens):
+                for i in range(0, p, PARTITIONS):
+                    tiles.append((s, 1, t, min(tokens, n - t), i, min(PARTITIONS, p - i)))
+    return tiles
+
+
+def tile_rows(tile):
+    """Rows of a tile."""
+    return tile[1] * tile[3] * tile[5]
+
+
+def new_room(group, tile, kv, heads, g, sizes):
+    """What the chunks of one row tile share in one pass over `heads` kv heads from `kv` on."""
+    return {
+        "group": group,
+        "tile": tile,
+        "kv": kv,
+        "heads": heads,
+        "g": g,
+        "sizes": sizes,
+        "rows": tile_rows(tile),
+        "queries": [],  # an SBUF view [d, rows] a kv head, once loaded
+        "dead": [],  # masks of the suffix chunks, made for the first head
+        "results": [],
+    }
+
+
+def context_blocks(slots, block_slots, ramp, first, last):
+    """Cut a context into blocks that are loaded at once: 128 partitions of some consecutive keys.
+
+    Consecutive, so that V is read in long runs. A call's first head starts with blocks of `ramp`
+    slots a partition that double, so that compute starts early, and its last head ends with blocks
+    that halve, so that little is left to compute once the last one has come. What fills no
+    partitions evenly is a block of fewer.
+    """
+    whole = slots // PARTITIONS
+    head = []
+    tail = []
+    size = ramp
+    while size < block_slots and 4 * size <= whole:
+        if first:
+            head.append(size)
+            whole -= size
+        if last and size <= whole:
+            tail.append(size)
+            whole -= size
+        size = size * 2
+    cuts = head
+    while whole > 0:
+        cuts.append(min(block_slots, whole))
+        whole -= cuts[-1]
+    for i in range(len(tail)):
+        cuts.append(tail[len(tail) - 1 - i])
+    blocks = []
+    start = 0
+    for size in cuts:
+        blocks.append({"start": start, "slots": size, "parts": PARTITIONS})
+        start += size * PARTITIONS
+    if start < slots:
+        blocks.append({"start": start, "slots": 1, "parts": slots - start})
+    return blocks
+
+
+def plan_head(jobs, call, rooms, head, sizes, first, last):
+    """Append the jobs of one kv head: its context block by block, so that each is loaded once, then
+    the row tiles' suffixes, whose loads outlast their compute and are hidden behind the context's.
+    """
+    block_slots, ramp, chunk_columns = sizes
+    slots = call["k_ctx"].shape[2] // call["context_len"].shape[0]
+    blocks = context_blocks(slots, block_slots, ramp, first, last)
+    states = []
+    for _ in rooms:
+        states.append({"top": [], "highest": [], "exact": len(call["stores"]) > 1, "jobs": 0})
+    for cut in blocks:
+        block = {"cut": cut, "keys": []}
+        for t in range(len(rooms)):
+            plan_block(jobs, rooms[t], states[t], head, block, chunk_columns)
+    for t in range(len(rooms)):
+        plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+
+
+def pitch_of(rows):
+    """Columns between the tiles of a chunk: the power of two from `rows` on, at most 128.
+
+    It divides a PSUM bank, so that no tile crosses from one bank into the next.
+    """
+    pitch = 1
+    while pitch < rows:
+        pitch = pitch * 2
+    return pitch
+
+
+def plan_block(jobs, room, state, head, block, chunk_columns):
+    """Append the jobs of one row tile and block of the context."""
+    slots = block["cut"]["slots"]
+    tiles = max(1, chunk_columns // pitch_of(room["rows"]))
+    for first in range(0, slots, tiles):
+        state["jobs"] += 1
+        jobs.append(
+            {
+                "context": True,
+                "room": room,
+                "state": state,
+                "head": head,
+                "block": block,
+                "first": first,
+                "tiles": min(tiles, slots - first),
+                "parts": block["cut"]["parts"],
+            }
+        )
+
+
+def plan_suffix(jobs, room, state, head, chunk_columns):
+    """Append the jobs of one row tile's suffixes for one kv head."""
+    sizes = room["sizes"]
+    tiles = min(sizes["step"], max(1, chunk_columns // pitch_of(room["rows"])))
+    for first in range(0, sizes["slots"], tiles):
+        state["jobs"] += 1
+        jobs.append(
+            {
+                "context": False,
+                "room": room,
+                "state": state,
+                "head": head,
+                "first": first,
+                "tiles": min(tiles, sizes["slots"] - first),
+                "number": first // tiles,
+                "parts": sizes["parts"],
+            }
+        )
+
+
+def suffix_sizes(call, tile, suffix_slots, suffix_tiles):
+    """How a row tile's suffix rows lie on partitions.
+
+    A sample's S_dec rows take `span` partitions with `slots` consecutive rows each; `together`
+    samples lie side by side, in `blocks` blocks of as many.
+    """
+    S_dec = call["k_suf"].shape[1] // (call["suffix_len"].shape[0] * call["suffix_len"].shape[1])
+    span = 1
+    for candidate in range(1, min(S_dec, PARTITIONS) + 1):
+        if S_dec % candidate == 0 and S_dec // candidate >= suffix_slots:
+            span = candidate
+    samples = tile[1]
+    together = 1
+    for candidate in range(1, min(samples, PARTITIONS // span) + 1):
+        if samples % candidate == 0:
+            together = candidate
+    return {
+        "S_dec": S_dec,
+        "n": call["q"].shape[2],
+        "span": span,
+        "slots": S_dec // span,
+        "together": together,
+        "blocks": samples // together,
+        "parts": span * together,
+        "step": suffix_tiles,
+    }
