@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nki_kernels import launch
+from nki_kernels import launch, tuned
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import InputError, require
@@ -79,11 +79,16 @@ def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
     ]
 
 
-def options_of(path: str, shape: Shape, element_bytes: int) -> dict[str, Any]:
+def rule_of(path: str, shape: Shape, element_bytes: int) -> Any:
+    """The schedule that the kernel's own rule chooses, before what the tuner found."""
+    tuning = ordinary_tuning if path == "ordinary" else bifurcated_tuning
+    return tuning.schedule(shape, element_bytes)
+
+
+def options_of(path: str, shape: Shape, element_bytes: int, target: str) -> dict[str, Any]:
     """The schedule that the operator would choose, as the kernel's keyword arguments."""
-    if path == "ordinary":
-        return dict(vars(ordinary_tuning.schedule(shape, element_bytes)))
-    return dict(vars(bifurcated_tuning.schedule(shape, element_bytes)))
+    plan = rule_of(path, shape, element_bytes)
+    return dict(vars(tuned.improve(f"{path}_attention", plan, shape, element_bytes, target)))
 
 
 def profile(
@@ -109,7 +114,9 @@ def profile(
         validate_for_kernel(shape)
     name = f"{path}_attention"
     kernel = launch.load(f"nki_kernels.{name}.kernel", f"{name}_kernel")
-    chosen = options_of(path, shape, work.element_bytes) if options is None else dict(options)
+    chosen = (
+        options_of(path, shape, work.element_bytes, target) if options is None else dict(options)
+    )
     return nki_sim.profile(
         kernel,
         *arrays(shape, work.element_bytes),

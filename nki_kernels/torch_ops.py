@@ -22,7 +22,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from nki_kernels import launch
+from nki_kernels import launch, tuned
 from nki_kernels.attention_state.validate import validate_for_kernels
 from nki_kernels.bifurcated_attention import reference as bifurcated_reference
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
@@ -369,18 +369,19 @@ def _bifurcated(
     validate_for_kernels(shape.d, window, softcap)
     require(query_position is None, "the NKI kernel does not take query_position yet")
     path = decode_path(shape, q.element_size(), target, attention, window, softcap).path
-    options = vars(
+    plan = (
         ordinary_tuning.schedule(shape, q.element_size())
         if path == "ordinary"
         else bifurcated_tuning.schedule(shape, q.element_size(), target)
     )
+    plan = tuned.improve(f"{path}_attention", plan, shape, q.element_size(), target)
     return _run_kernel(
         q.device,
         target,
         f"nki_kernels.{path}_attention.kernel",
         f"{path}_attention_kernel",
         (*tensors, float(scale)),
-        {"return_state": return_state, **options},
+        {"return_state": return_state, **vars(plan)},
     )
 
 

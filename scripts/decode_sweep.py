@@ -35,6 +35,17 @@ SHAPES = {
 }
 """Of a 7B model with 32 heads and an 8B one with 32 heads on 8: what a core has at tp = 8."""
 
+PLACES = (
+    "nki_kernels/predict.py",
+    "nki_kernels/tuned.*",
+    "nki_kernels/*/*.py",
+    "nki_kernels/*/*.json",
+    "nki_sim/timeline/*.py",
+    "nki_sim/data/timing_*.json",
+)
+APART = ("reference", "cuda", "validate", "__init__", "report", "plot", "perfetto", "published")
+"""Files that decide a prediction, and those among them that do not."""
+
 TARGETS = ("trn1", "inf2", "trn2")
 SAMPLES = (1, 4, 16, 32, 64, 128, 256, 1024)
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -149,11 +160,9 @@ def _text(values: Any) -> str:
 def fingerprint() -> str:
     """Eight digits for all that a prediction depends on: our kernels, the timeline, its data."""
     root = Path(nki_kernels.__file__).parent
-    files = [*root.rglob("*.py"), *root.rglob("*.json")]
-    files += [*(root.parent / "nki_sim" / "timeline").glob("*.py")]
-    files += [*(root.parent / "nki_sim" / "data").glob("*.json")]
+    files = [file for place in PLACES for file in root.parent.glob(place)]
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(file for file in files if file.stem not in APART):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
