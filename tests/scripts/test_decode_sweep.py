@@ -84,6 +84,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
         decode_sweep.read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["ordinary", "bifurcated"])
 def test_extrapolation_agrees_with_the_whole_record(
     path: str, monkeypatch: pytest.MonkeyPatch
