@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from models.causal_lm import Tokenizer, load
 from models.generation import Sampling, generate
 from models.pretrained import DEFAULT_MODEL, example_prompt
+from scripts.generate import attention_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +40,7 @@ def prompt() -> list[int]:
 
 def tokens(prompt: list[int], kernels: str, attention: Any, samples: int) -> list[list[int]]:
     """Twelve tokens of each sample, enough to pass the first of several steps of an answer."""
-    model = load(DEFAULT_MODEL, dtype="float32", kernels=kernels)
+    model = load(DEFAULT_MODEL, dtype="float32", kernels=kernels, attention=attention)
     made = generate(
         model,
         prompt,
@@ -51,6 +53,24 @@ def tokens(prompt: list[int], kernels: str, attention: Any, samples: int) -> lis
     return [sample.tokens for sample in made.samples]
 
 
+@pytest.mark.null
+def test_says_which_attention_runs_and_why() -> None:
+    model = load(DEFAULT_MODEL, dtype="float32")
+
+    def path(attention: str, samples: int, where: str) -> tuple[str, str]:
+        asked = argparse.Namespace(
+            attention=attention, samples=samples, max_new_tokens=16, target="trn1"
+        )
+        return attention_path(asked, model, 300, where)
+
+    assert path("auto", 1, "torch") == ("ordinary", "one sample shares its prompt with nobody")
+    assert path("auto", 2, "torch")[0] == "bifurcated"
+    assert path("ordinary", 2, "nki, simulated trn1") == ("ordinary", "asked for")
+    assert path("auto", 1, "nki")[0] == "ordinary"
+    how, why = path("auto", 64, "nki")
+    assert how == "bifurcated" and "64 samples of 2 rows" in why
+
+
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 7, 64])
@@ -59,7 +79,9 @@ def test_same_seed_same_tokens_whatever_kernels_and_attention(
 ) -> None:
     expected = tokens(prompt, "torch", "ordinary", samples)
     assert len({tuple(each) for each in expected}) > samples // 2  # sampling, not greedy
-    for kernels, attention in (("torch", "bifurcated"), ("nki", "bifurcated"), ("nki", "ordinary")):
+    ways = [("torch", "bifurcated")]
+    ways += [("nki", attention) for attention in ("bifurcated", "ordinary", "auto")]
+    for kernels, attention in ways:
         assert tokens(prompt, kernels, attention, samples) == expected, (kernels, attention)
 
 
