@@ -189,6 +189,7 @@ def run(call, jobs, ahead, turns, constants):
     scale = call["scale"]
     dtype = call["q"].dtype
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
+    load_context(call, jobs[0])  # before anything that would keep DMA from it
     shared["context_len"] = spread_lengths(call["context_len"])
     shared["suffix_len"] = spread_lengths(call["suffix_len"])
     # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
@@ -236,7 +237,8 @@ def prepare(call, job, shared, constants):
             constants["identity"],
         )
     if job["context"]:
-        load_context(call, job, shared, constants)
+        load_context(call, job)
+        job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
     else:
         load_suffix(call, job, shared)
 
@@ -273,8 +275,8 @@ def fold(call, job, constants):
 # --- the context
 
 
-def load_context(call, job, shared, constants):
-    """K [d, keys] and V [128, keys a partition · d] of a block, and which of its keys are dead."""
+def load_context(call, job):
+    """K [d, keys] and V [128, keys a partition · d] of a block."""
     block = job["block"]
     if len(block["keys"]) > 0:
         return
@@ -302,7 +304,6 @@ def load_context(call, job, shared, constants):
     )
     block["keys"].append(keys)
     block["values"] = values
-    block["dead"] = dead_keys(room["group"], start, slots, parts, shared, constants)
 
 
 def spread_lengths(lengths):
@@ -317,11 +318,14 @@ def spread_lengths(lengths):
     return spread
 
 
-def dead_keys(group, start, slots, parts, shared, constants):
+def dead_keys(group, cut, shared, constants):
     """bf16 [slots, partitions], 1 where a key of a block lies at or behind context_len.
 
     Kept for the heads that cut the context alike.
     """
+    start = cut["start"]
+    slots = cut["slots"]
+    parts = cut["parts"]
     name = f"{start} {slots} {group}"
     if name in shared["dead"]:
         return shared["dead"][name]

@@ -101,7 +101,7 @@ ERRORS = [
         "keys left over from whole blocks skipped",
         DECODE,
         "    if start < slots:\n        blocks.append",
-        "    if start + 100 < slots:\n        blocks.append",
+        "    if start == 0 and start < slots:\n        blocks.append",
     ),
     Planted(
         "last slots of the suffixes skipped",
