@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import nki_sim
 
 PATHS = ("bifurcated", "ordinary")
+CORES = {"gen2": "trn1", "gen3": "trn2", "gen4": "trn3"}
 
 SHORT_CONTEXT = (4096, 8192)
 """Context lengths from which longer ones are extrapolated; both fill rows of DMA."""
@@ -79,15 +80,16 @@ def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
     ]
 
 
-def rule_of(path: str, shape: Shape, element_bytes: int) -> Any:
+def rule_of(path: str, shape: Shape, element_bytes: int, target: str) -> Any:
     """The schedule that the kernel's own rule chooses, before what the tuner found."""
-    tuning = ordinary_tuning if path == "ordinary" else bifurcated_tuning
-    return tuning.schedule(shape, element_bytes)
+    if path == "ordinary":
+        return ordinary_tuning.schedule(shape, element_bytes)
+    return bifurcated_tuning.schedule(shape, element_bytes, CORES.get(target, target))
 
 
 def options_of(path: str, shape: Shape, element_bytes: int, target: str) -> dict[str, Any]:
     """The schedule that the operator would choose, as the kernel's keyword arguments."""
-    plan = rule_of(path, shape, element_bytes)
+    plan = rule_of(path, shape, element_bytes, target)
     return dict(vars(tuned.improve(f"{path}_attention", plan, shape, element_bytes, target)))
 
 

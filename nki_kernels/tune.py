@@ -136,7 +136,7 @@ def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]
     def time(plan: Any) -> float:
         return checked(lambda: profile(path, work, generation, vars(plan)))
 
-    return shape, rule_of(path, shape, work.element_bytes), time
+    return shape, rule_of(path, shape, work.element_bytes, generation), time
 
 
 def _prefill(shape: PrefillShape, generation: str) -> tuple[Shape, Any, Time]:
