@@ -18,6 +18,7 @@ would run.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -392,22 +393,6 @@ _BIFURCATED_ARGS = (
 )
 
 
-@torch.library.custom_op(
-    "bifork::bifurcated_attention", mutates_args=(), schema=f"{_BIFURCATED_ARGS} -> Tensor"
-)
-def _bifurcated_op(*args: Any) -> Any:
-    return _bifurcated(False, *args)
-
-
-@torch.library.custom_op(
-    "bifork::bifurcated_attention_state",
-    mutates_args=(),
-    schema=f"{_BIFURCATED_ARGS} -> (Tensor, Tensor, Tensor)",
-)
-def _bifurcated_state_op(*args: Any) -> Any:
-    return _bifurcated(True, *args)
-
-
 # --- flash attention
 
 
@@ -449,23 +434,7 @@ _FLASH_ARGS = (
 )
 
 
-@torch.library.custom_op(
-    "bifork::flash_attention", mutates_args=(), schema=f"{_FLASH_ARGS} -> Tensor"
-)
-def _flash_op(*args: Any) -> Any:
-    return _flash(False, *args)
-
-
-@torch.library.custom_op(
-    "bifork::flash_attention_state",
-    mutates_args=(),
-    schema=f"{_FLASH_ARGS} -> (Tensor, Tensor, Tensor)",
-)
-def _flash_state_op(*args: Any) -> Any:
-    return _flash(True, *args)
-
-
-# --- fake implementations: shapes and dtypes only
+# --- the operators as torch knows them
 
 
 def _fake(q: torch.Tensor, *args: Any) -> torch.Tensor:
@@ -478,7 +447,24 @@ def _fake_state(q: torch.Tensor, *args: Any) -> State:
     return _fake(q), rows, torch.empty_like(rows)
 
 
-for _op in (_bifurcated_op, _flash_op):
-    _op.register_fake(_fake)
-for _op in (_bifurcated_state_op, _flash_state_op):
-    _op.register_fake(_fake_state)
+def _register(name: str, arguments: str, run: Callable[..., Any]) -> None:
+    """Make `name` and `name`_state of `run`, with fakes that know shapes and dtypes only."""
+
+    def output(*args: Any) -> Any:
+        return run(False, *args)
+
+    def state(*args: Any) -> Any:
+        return run(True, *args)
+
+    define = torch.library.custom_op
+    plain = define(f"bifork::{name}", output, mutates_args=(), schema=f"{arguments} -> Tensor")
+    plain.register_fake(_fake)
+    returns = "(Tensor, Tensor, Tensor)"
+    full = define(
+        f"bifork::{name}_state", state, mutates_args=(), schema=f"{arguments} -> {returns}"
+    )
+    full.register_fake(_fake_state)
+
+
+_register("bifurcated_attention", _BIFURCATED_ARGS, _bifurcated)
+_register("flash_attention", _FLASH_ARGS, _flash)
