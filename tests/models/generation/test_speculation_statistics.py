@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from models.causal_lm import CausalLM, Tokenizer, load, load_config
@@ -25,7 +25,7 @@ DRAFT = DEFAULT_MODEL.parent / "draft"
 TOKENS = 100_000
 SAMPLES, NEW, K = 256, 24, 4
 PROMPTS = 25
-Cells = Counter[tuple[int, int]]  # (position, token)
+SHUFFLES = 999
 WARM = Sampling(temperature=1.1, top_p=0.98)
 
 
@@ -55,51 +55,45 @@ def answers(model: CausalLM, seed: int, drafter: Drafter | None) -> Iterator[lis
         ).samples
 
 
-def cells(drawn: list[Sample]) -> Cells:
-    """How often a position has a token."""
-    return Counter((i, token) for sample in drawn for i, token in enumerate(sample.tokens))
+def matrix(drawn: list[Sample]) -> np.ndarray:
+    """Tokens [samples, NEW]; -1 behind the end of an answer."""
+    rows = np.full((len(drawn), NEW), -1)
+    for row, sample in zip(rows, drawn, strict=True):
+        row[: len(sample.tokens)] = sample.tokens
+    return rows
 
 
-def statistic(
-    ours: Counter[tuple[int, int]], theirs: Counter[tuple[int, int]]
-) -> tuple[float, int]:
-    """Chi-square of homogeneity of each position's tokens, rare ones together; and its degrees.
+def statistics(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Chi-square of homogeneity of every position's tokens, for each row of `labels`.
 
-    Positions of an answer depend on each other, so the sum over them spreads wider than a
-    chi-square variable of as many degrees; `test_distributed_as_plain_sampling` shows how wide.
+    `labels` [ways, samples of both] says by +1 and -1 which sample counts as whose; as many of
+    each, so that a cell's expected counts are halves of its total.
     """
-    chi2, degrees = 0.0, 0
-    for position in range(NEW):
-        table: dict[int, list[int]] = {}
-        for column, counts in enumerate((ours, theirs)):
-            for (at, token), count in counts.items():
-                if at == position:
-                    table.setdefault(token, [0, 0])[column] += count
-        common = [row for row in table.values() if sum(row) >= 20]
-        rest = [row for row in table.values() if sum(row) < 20]
-        if rest:
-            common.append([sum(row[0] for row in rest), sum(row[1] for row in rest)])
-        totals = [sum(row[column] for row in common) for column in (0, 1)]
-        if len(common) < 2 or not all(totals):
-            continue
-        for row in common:
-            for column in (0, 1):
-                expected = sum(row) * totals[column] / sum(totals)
-                chi2 += (row[column] - expected) ** 2 / expected
-        degrees += len(common) - 1
-    return chi2, degrees
+    both = np.concatenate([ours, theirs])  # [2·SAMPLES, NEW]
+    cell = both + 1 + (both.max() + 2) * np.arange(NEW)
+    _, cell = np.unique(cell, return_inverse=True)
+    hits = np.zeros((len(both), cell.max() + 1), np.float32)  # [2·SAMPLES, cells]
+    hits[np.arange(len(both))[:, None], cell.reshape(both.shape)] = 1
+    differences = labels @ hits
+    return np.asarray((differences**2 / hits.sum(0)).sum(1))
 
 
-def excess(
+def chance(
     plain: list[list[Sample]], model: CausalLM, drafter: Drafter | None
 ) -> tuple[float, int]:
-    """Standard deviations that the statistic of all prompts lies above its mean; and tokens."""
-    chi2, degrees, tokens = 0.0, 0, 0
+    """How often a random split of the same samples looks at least as different; and tokens.
+
+    Positions of an answer depend on each other, samples do not: a permutation test over samples
+    within each prompt is exact without knowing how the statistic is distributed.
+    """
+    random = np.random.default_rng(0)
+    found, tokens = np.zeros(1 + SHUFFLES), 0
     for ours, theirs in zip(answers(model, 20_000, drafter), plain, strict=True):
-        each, free = statistic(cells(ours), cells(theirs))
-        chi2, degrees = chi2 + each, degrees + free
+        labels = np.repeat([[1.0, -1.0]], SAMPLES, axis=1).astype(np.float32)
+        shuffled = random.permuted(np.repeat(labels, SHUFFLES, axis=0), axis=1)
+        found += statistics(matrix(ours), matrix(theirs), np.concatenate([labels, shuffled]))
         tokens += sum(len(sample.tokens) for sample in ours)
-    return (chi2 - degrees) / (2 * degrees) ** 0.5, tokens
+    return float((found >= found[0]).mean()), tokens
 
 
 def make_drafter(way: str) -> Drafter | None:
@@ -114,10 +108,10 @@ def test_distributed_as_plain_sampling(
 ) -> None:
     """Other seeds than the plain answers', so that nothing but the distribution agrees."""
     drafter = make_drafter(way)
-    deviations, tokens = excess(plain, model, drafter)
-    print(f"{way}: {tokens} tokens, chi-square {deviations:+.2f} standard deviations from its mean")
+    p, tokens = chance(plain, model, drafter)
+    print(f"{way}: {tokens} tokens, p = {p:.3f}")
     assert tokens >= TOKENS
-    assert abs(deviations) < 4
+    assert p > 0.001
 
 
 def test_the_test_sees_a_small_bias(
@@ -138,9 +132,9 @@ def test_the_test_sees_a_small_bias(
         take(self, live, drawn, draft)
 
     monkeypatch.setattr(Generator, "_take", planted)
-    deviations, _ = excess(plain, model, PromptLookup())
-    print(f"planted: {deviations:+.2f} standard deviations")
-    assert deviations > 8
+    p, _ = chance(plain, model, PromptLookup())
+    print(f"planted: p = {p:.3f}")
+    assert p <= 0.001
 
 
 @pytest.mark.parametrize("way", ["lookup", "draft model"])
