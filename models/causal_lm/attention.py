@@ -25,6 +25,11 @@ from models.parallel import TensorParallel
 from nki_kernels import bifurcated_attention, flash_attention
 from nki_kernels.attention_state.reference import finish, merge, resume
 
+# A longer prompt attends chunk by chunk: one call unrolls all its loops, and its instructions grow
+# with the square of the prompt (nki_kernels/flash_attention/README.md, "Chunks").
+WHOLE = 4096  # positions that one call takes
+CHUNK = 2048  # positions of a call otherwise
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -55,6 +60,35 @@ class ContextPart:
     suffix_len: Tensor  # i32[G, r], 0 where another replica answers for the sample's suffix
     query_position: Tensor  # i32[G, r], of the last query token, counted from the block's start
     heads: Tensor  # i64[h], this rank's query heads among those of all replicas
+
+
+def attend_prompt(
+    q: Tensor, k: Tensor, v: Tensor, whole: int = WHOLE, chunk: int = CHUNK, **options: Any
+) -> Tensor:
+    """Causal attention of a prompt, in chunks of queries where it is longer than `whole`.
+
+    Chunks begin where S alone says, so a graph of one S has them as constants; those that are
+    multiples of 128 change no bit.
+
+    Args:
+        q: [1, S, h, d].
+        k: [g, d, S].
+        v: [g, S, d].
+        whole: positions that one call takes.
+        chunk: positions of a call otherwise; the last has what is left.
+        options: of `flash_attention`.
+
+    Returns:
+        [1, S, h, d].
+    """
+    S = q.shape[1]
+    if whole >= S:
+        return flash_attention(q, k, v, **options)
+    parts = [
+        flash_attention(q[:, start : start + chunk], k, v, start=start, **options)
+        for start in range(0, S, chunk)
+    ]
+    return torch.cat(parts, 1)
 
 
 class Attention(nn.Module):
@@ -119,7 +153,7 @@ class Attention(nn.Module):
         else:
             k_kept, v_kept = k.index_select(2, step.kept), v.index_select(1, step.kept)
             self.cache.write_context(k_kept, v_kept, step.slots)
-        return flash_attention(q, k, v, **self.attend)  # [1, S, h, d]
+        return attend_prompt(q, k, v, **self.attend)  # [1, S, h, d]
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, step: Decode) -> Tensor:
         cache = self.cache
