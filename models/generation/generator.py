@@ -79,11 +79,11 @@ class Generator:
         self.eos = frozenset(eos_token_ids)
         self.detokenise = detokenise
         self.speculation = speculation
+        self._allocate()  # first: what else depends on the shape is smaller
         self.slots = Slots(shape)
         self.occupancy = Occupancy(shape)
         self.inside = InGraph(model)
         self._queue: list[Answers] = []  # requests with samples that go on, oldest first
-        self._allocate()
 
     def _allocate(self) -> None:
         """Makes the caches.
