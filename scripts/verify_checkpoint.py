@@ -39,7 +39,7 @@ from models.causal_lm.comparison import (
 from models.causal_lm.directory import DTYPES, is_split, verify_files, weight_files
 from models.files import output_path, write_json
 from nki_kernels.errors import InputError
-from scripts import command_line
+from scripts import command_line, options
 
 DIFFERS = 1
 SPARE = 1.25  # memory wanted, as a multiple of the weights: states, copies, the libraries
@@ -107,6 +107,7 @@ def main() -> None:
         verify_files(directory, weight_files(directory))
         print("checksums as they should be")
     tokenizer = Tokenizer.load(directory)
+    options.check_vocabulary(config, tokenizer, directory)
     prompt = tokenizer.encode(args.prompt)
     if not prompt:
         raise InputError("--prompt has no tokens")

@@ -240,6 +240,12 @@ def test_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any)
     assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_another_model(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(verify_checkpoint.Tokenizer, "vocabulary", 273)
+    assert run(monkeypatch, "--model", DEFAULT_MODEL, "--prompt", PROBLEM) == 2
+    assert "the tokenizer has 273 tokens and the model 272" in capsys.readouterr().err
+
+
 def test_what_was_converted_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -162,6 +163,24 @@ def test_swapped_shards_are_seen(
 
     with pytest.raises(InputError, match="is damaged"):
         verify_files(out, sorted(out.glob("*.safetensors")))
+
+
+def test_files_of_the_hub_have_their_checksum_as_name(whole: Path, tmp_path: Path) -> None:
+    """In the hub's cache a snapshot's files are links to blobs that are named by their SHA-256."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for path in whole.iterdir():
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copyfile(path, blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    load(snapshot, verify=True)
+    weights = (snapshot / "model.safetensors").resolve()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        load(snapshot, verify=True)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
