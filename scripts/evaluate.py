@@ -104,6 +104,7 @@ def main() -> None:
         target=args.target,
         weights=args.weights,
         kv_dtype=args.kv_dtype,
+        progress=True,
     )
     default = directory.resolve() == DEFAULT_MODEL.resolve()
     result: dict[str, Any] = {

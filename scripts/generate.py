@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import contextlib
+import math
 import os
 from dataclasses import asdict
 
@@ -170,6 +171,7 @@ def main() -> None:
             kv_split=args.kv_split,
             weights=args.weights,
             kv_dtype=args.kv_dtype,
+            progress=parallel.rank == 0,
         )
         unknown = tokenizer.count_unknown(prompt)
         print_head(args, model, kernels, prompt, text, unknown, sampling)
@@ -180,7 +182,7 @@ def main() -> None:
     check: Check = checker(directory) or (lambda prompt, answer: None)
     right = [check(text, answer) for answer in texts]
     ranked = ranking(generation.samples, texts)
-    print_answers(ranked, texts, right, args.show)
+    print_answers(ranked, texts, right, args.show, scored=args.score is not None)
     print_costs(generation, model, args.device, kernels)
     if out is not None:
         write_json(
@@ -400,20 +402,28 @@ def print_head(
 
 
 def print_answers(
-    ranked: list[Ranked[Sample]], texts: list[str], right: list[bool | None], show: int
+    ranked: list[Ranked[Sample]],
+    texts: list[str],
+    right: list[bool | None],
+    show: int,
+    scored: bool = False,
 ) -> None:
-    """The distinct answers, best first."""
+    """The distinct answers, best first; `scored` shows the score of a user's own as well."""
     judged = any(verdict is not None for verdict in right)
-    print(f"\nrank  mean log p  times  {'right  ' if judged else ''}answer")
+    columns = f"{'score'.rjust(10)}  " if scored else ""
+    print(f"\nrank  {columns}mean log p  times  {'right  ' if judged else ''}answer")
     words = {True: "yes", False: "no", None: "-"}
     for place, each in enumerate(ranked[:show], start=1):
         sample = each.answer
         verdict = f"{words[right[sample.index]]:<7}" if judged else ""
+        score = f"{each.score:>10.4g}  " if scored else ""
         cut = "" if sample.finish in ("eos", "stop") else " ... (cut)"
         print(
-            f"{place:>4}  {sample.mean_logprob:>10.3f}  {each.count:>5}  {verdict}"
+            f"{place:>4}  {score}{sample.mean_logprob:>10.3f}  {each.count:>5}  {verdict}"
             f"{texts[sample.index]}{cut}"
         )
+    if not ranked:
+        print("      no answer matches the expression of --vote, so none got a vote")
     if len(ranked) > show:
         print(f"      and {len(ranked) - show} more distinct answers")
     if judged:
@@ -488,6 +498,7 @@ def report(
                 "rank": place,
                 "text": texts[each.answer.index],
                 "mean_logprob": each.answer.mean_logprob,
+                "score": each.score if math.isfinite(each.score) else None,
                 "count": each.count,
                 "right": right[each.answer.index],
                 "sample": each.answer.index,

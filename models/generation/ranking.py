@@ -28,10 +28,11 @@ Answer = TypeVar("Answer", bound=Scored)
 
 @dataclass(frozen=True)
 class Ranked(Generic[Answer]):
-    """A distinct answer: its best sample, and how many samples gave it."""
+    """A distinct answer: its best sample, how many samples gave it, and what ranked that one."""
 
     answer: Answer
     count: int
+    score: float
 
 
 def rank(
@@ -57,7 +58,7 @@ def rank(
         name = key(answers[i])
         first.setdefault(name, i)
         counts[name] = counts.get(name, 0) + 1
-    return [Ranked(answers[i], counts[name]) for name, i in first.items()]
+    return [Ranked(answers[i], counts[name], scores[i]) for name, i in first.items()]
 
 
 def pass_at_top(

@@ -59,7 +59,14 @@ def test_stop(run: Run) -> None:
 def test_ranked_by_a_score(run: Run) -> None:
     command = "{python} -c \"import sys; print(sys.stdin.read().count('-'))\""
     for score in (f"{__name__}:count_minus", command):
-        _, found = run("--score", score)
+        said, found = run("--score", score)
+        assert "rank       score  mean log p  times  right  answer" in said
+        for each in found["answers"]:
+            shown = f"{each['rank']:>4}  {each['score']:>10.4g}  {each['mean_logprob']:>10.3f}  "
+            assert shown in said
+        assert [each["score"] for each in found["answers"]] == [
+            each["text"].count("-") for each in found["answers"]
+        ]
         minuses = [each["text"].count("-") for each in found["answers"]]
         assert minuses == sorted(minuses, reverse=True)
         assert len(set(minuses)) > 1
@@ -74,6 +81,9 @@ def test_ranked_by_votes(run: Run) -> None:
     assert counts == sorted(counts, reverse=True)
     _, found = run("--vote")
     assert sum(each["count"] for each in found["answers"]) == 6
+    said, found = run("--vote", "no answer has this")
+    assert found["answers"] == []
+    assert "no answer matches the expression of --vote" in said
 
 
 @pytest.mark.parametrize(
