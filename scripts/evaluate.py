@@ -35,6 +35,7 @@ from models.evaluation import (
     Prompt,
     Records,
     check_command,
+    check_text,
     judge,
     perplexity,
     read_prompts,
@@ -94,6 +95,8 @@ def main() -> None:
     config, tokenizer = load_config(directory), Tokenizer.load(directory)
     options.check_vocabulary(config, tokenizer, directory)
     text = None if args.perplexity is None else encode_text(Path(args.perplexity), tokenizer)
+    if text is not None:
+        check_text(config, text[0], args.window, args.stride)
     asked = None if args.prompts is None else Questions(args, directory, config, tokenizer)
     kernels = device.kernels if args.kernels == "auto" else args.kernels
     model = load(
@@ -121,7 +124,11 @@ def main() -> None:
     if default:
         print(f"            {DEMONSTRATION}")
     if text is not None:
-        result["perplexity"] = measure_perplexity(args, model, text)
+        unknown = tokenizer.count_unknown(text[0])
+        result["perplexity"] = measure_perplexity(args, model, text) | {"unknown": unknown}
+        if unknown:
+            print(f"            tokens that are unknown to the tokenizer: {unknown}; bits a byte")
+            print("            do not count what those say")
     if asked is not None:
         result["answers"] = asked.measure(model)
     if out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.evaluation.commands import Finished, check_command, run_command
 from models.evaluation.outcomes import Outcome, judge, summarise
-from models.evaluation.perplexity import Perplexity, perplexity
+from models.evaluation.perplexity import Perplexity, check_text, perplexity
 from models.evaluation.prompts import Prompt, read_prompts
 from models.evaluation.records import Records
 from models.evaluation.scoring import Scorer, scorer
@@ -17,6 +17,7 @@ __all__ = [
     "Records",
     "Scorer",
     "check_command",
+    "check_text",
     "judge",
     "perplexity",
     "read_prompts",

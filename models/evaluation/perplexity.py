@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.causal_lm import CacheShape
+from models.causal_lm import CacheShape, ModelConfig
 from models.generation import Network
 from models.generation.network import call
 from nki_kernels.errors import InputError
@@ -71,7 +71,26 @@ def perplexity(
         InputError: fewer than two tokens, one outside the vocabulary, or a window or stride that
             the model or each other cannot hold.
     """
-    config = model.config
+    window, stride = check_text(model.config, tokens, window, stride)
+    model.allocate(CacheShape(1, 1, window - stride, stride))
+    nats = 0.0
+    for begin in range(1, len(tokens), stride):
+        end = min(begin + stride, len(tokens))
+        context = tokens[max(end - window, 0) : begin][stride - window :]
+        nats += _score(model, context, tokens[begin:end], window - stride)
+        if progress is not None:
+            progress(end - begin)
+    return Perplexity(len(tokens) - 1, nats, window, stride)
+
+
+def check_text(
+    config: ModelConfig, tokens: Sequence[int], window: int | None, stride: int | None
+) -> tuple[int, int]:
+    """Window and stride of `perplexity`, what is left open filled in; needs no weights.
+
+    Raises:
+        InputError: as `perplexity` does.
+    """
     if len(tokens) < 2:
         raise InputError(f"the text has {len(tokens)} tokens; perplexity needs at least 2")
     unknown = [token for token in tokens if not 0 <= token < config.vocab_size]
@@ -88,15 +107,7 @@ def perplexity(
     stride = max(window // 2, 1) if stride is None else stride
     if not 1 <= stride < window:
         raise InputError(f"stride is {stride}; it must be 1 to {window - 1}, less than the window")
-    model.allocate(CacheShape(1, 1, window - stride, stride))
-    nats = 0.0
-    for begin in range(1, len(tokens), stride):
-        end = min(begin + stride, len(tokens))
-        context = tokens[max(end - window, 0) : begin][stride - window :]
-        nats += _score(model, context, tokens[begin:end], window - stride)
-        if progress is not None:
-            progress(end - begin)
-    return Perplexity(len(tokens) - 1, nats, window, stride)
+    return window, stride
 
 
 def _score(model: Network, context: Sequence[int], scored: Sequence[int], S_ctx: int) -> float:

@@ -57,6 +57,9 @@ def test_perplexity(run: Run, tmp_path: Path) -> None:
     assert "a demonstration" in said
     # numbers of a problem are uniform, so most of the text cannot be predicted
     assert 5 < found["perplexity"] < 200
+    assert found["unknown"] == 0 and "unknown" not in said
+    text.write_text("1 + 2 = x", encoding="utf-8")
+    assert "unknown to the tokenizer: 1;" in run("--perplexity", text)
 
 
 @pytest.mark.slow
@@ -121,6 +124,8 @@ def test_the_example_is_whole() -> None:
         (["--perplexity", "no/such"], "--perplexity no/such: No such file"),
         (["--perplexity", "{empty}"], "the text is empty"),
         (["--perplexity", "{binary}"], "is not UTF-8"),
+        (["--perplexity", "{one}", "--window", "513"], "window is 513; it must be 2 to 512"),
+        (["--perplexity", "{one}", "--stride", "0"], "stride is 0"),
         (["--prompts", "{empty}"], "holds no prompts"),
         (["--prompts", "{one}", "-n", "0"], r"prompt '1': samples \(n\) is 0"),
         (["--prompts", "{one}", "--max-new-tokens", "500"], "takes 512 together"),
@@ -135,7 +140,10 @@ def test_the_example_is_whole() -> None:
     ],
     ids=str,
 )
-def test_mistakes(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_told_before_weights_are_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(evaluate, "load", lambda *args, **options: pytest.fail("loaded"))
     files = {name: tmp_path / name for name in ("empty", "binary", "one")}
     files["empty"].write_text("\n")
     files["binary"].write_bytes(b"\xff\xfe\x00")
