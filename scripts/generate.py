@@ -328,12 +328,19 @@ def choose_ranking(args: argparse.Namespace, prompt: str) -> Ranking:
     return lambda samples, texts: vote(samples, key=lambda sample: ballot(texts[sample.index]))
 
 
-def describe_kernels(device: str, dtype: torch.dtype, kernels: str, target: str) -> str:
-    """Which implementation of attention runs, in words."""
+def describe_kernels(
+    device: str, dtype: torch.dtype, kernels: str, target: str, split_windows: bool
+) -> str:
+    """Which implementation of attention runs, in words.
+
+    `split_windows`: ranks share a context by position, and some layers see a window of it.
+    """
     if kernels == "nki":
         return "nki" if device == "xla" else f"nki, simulated {target}"
     if kernels == "auto" and device == "cuda":
-        return cuda_path(dtype)
+        path = cuda_path(dtype)
+        # the Triton kernels do not take `query_position`
+        return f"{path}, torch in layers with a window" if split_windows else path
     if kernels == "torch" or device == "cpu":
         return "torch"
     return "nki"
@@ -371,7 +378,8 @@ def print_head(
 ) -> None:
     """What is about to run."""
     c = model.config
-    where = describe_kernels(model.device.type, model.dtype, kernels, args.target)
+    split_windows = model.parts > 1 and any(c.window(i) is not None for i in range(c.layers))
+    where = describe_kernels(model.device.type, model.dtype, kernels, args.target, split_windows)
     how, why = attention_path(args, model, len(prompt), where)
     print(f"model     {args.model}")
     print(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.causal_lm import tokenizer as tokenizer_module
 from models.pretrained import DEFAULT_MODEL
@@ -35,6 +36,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def count_minus(prompt: str, answer: str) -> int:
     return answer.count("-")
+
+
+def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "cuda_path", lambda dtype: "triton")
+
+    def words(device: str, kernels: str = "auto", split_windows: bool = False) -> str:
+        return generate.describe_kernels(device, torch.bfloat16, kernels, "trn2", split_windows)
+
+    assert words("cuda") == "triton"
+    assert words("cuda", split_windows=True) == "triton, torch in layers with a window"
+    assert words("cuda", "torch", True) == words("cpu", split_windows=True) == "torch"
+    assert words("cpu", "nki") == "nki, simulated trn2"
+    assert words("xla") == words("xla", "nki") == "nki"
 
 
 def test_drafts_change_no_token(run: Run) -> None:
