@@ -278,7 +278,9 @@ def write(path: Path, content: Any) -> None:
 
 def main() -> None:
     """Run one search."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nki_kernels.tune", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("what", choices=("switch", "schedules"))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument("--kernel", help="schedules: this kernel alone, as flash_attention")

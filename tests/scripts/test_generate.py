@@ -17,7 +17,7 @@ import pytest
 from models.causal_lm import Tokenizer, load
 from models.generation import Sampling, generate
 from models.pretrained import DEFAULT_MODEL, example_prompt
-from scripts.generate import attention_path
+from scripts.telling import attention_path
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import torch
 from models.causal_lm import tokenizer as tokenizer_module
 from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
-from scripts import generate
+from scripts import generate, telling
 
 pytestmark = pytest.mark.null
 
@@ -39,10 +39,10 @@ def count_minus(prompt: str, answer: str) -> int:
 
 
 def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "cuda_path", lambda dtype: "triton")
+    monkeypatch.setattr(telling, "cuda_path", lambda dtype: "triton")
 
     def words(device: str, kernels: str = "auto", split_windows: bool = False) -> str:
-        return generate.describe_kernels(device, torch.bfloat16, kernels, "trn2", split_windows)
+        return telling.describe_kernels(device, torch.bfloat16, kernels, "trn2", split_windows)
 
     assert words("cuda") == "triton"
     assert words("cuda", split_windows=True) == "triton, torch in layers with a window"
