@@ -41,9 +41,9 @@ def test_cores_and_degrees(name: str, cores: int, degrees: tuple[int, ...]) -> N
 def test_refusals_name_what_is_possible() -> None:
     with pytest.raises(InputError, match=r"instance is 'p5'; known: trn1\.2xlarge, "):
         find_instance("p5")
-    with pytest.raises(InputError, match="tp is 4; trn1.2xlarge has 2 cores"):
+    with pytest.raises(InputError, match=r"tp is 4; trn1\.2xlarge has 2 cores"):
         check_runtime(find_instance("trn1.2xlarge"), 4)
-    with pytest.raises(InputError, match="supports 1, 2, 8, 16, 32 .*nxd-inference"):
+    with pytest.raises(InputError, match=r"supports 1, 2, 8, 16, 32 .*nxd-inference"):
         check_runtime(find_instance("trn1.32xlarge"), 4)
     with pytest.raises(InputError, match="tp is 0"):
         check_runtime(find_instance("trn1.32xlarge"), 0)
