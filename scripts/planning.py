@@ -1,0 +1,115 @@
+"""The command line of `scripts/compile.py`: reads a config, prints the plan, writes it as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from compile.instances import known
+from compile.plan import Request, make_plan
+from compile.report import as_json, as_text
+from models.causal_lm import ModelConfig
+from models.causal_lm.directory import load_config, read_json
+from models.files import write_text
+from nki_kernels.errors import InputError
+from scripts.command_line import Parser
+
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "float32": torch.float32,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Plans what the command line asks for."""
+    args = parser().parse_args(argv)
+    if not args.dry_run:
+        raise InputError("compiling is not built yet; --dry-run says what would be compiled")
+    config = read_config(args.model, args.config)
+    if args.weights:
+        config = replace(config, weights=args.weights)
+    if args.kv_dtype:
+        config = replace(config, kv_dtype=args.kv_dtype)
+    plan = make_plan(
+        config,
+        Request(
+            instance=args.instance,
+            tp=args.tp,
+            dtype=DTYPES[args.dtype],
+            contexts=numbers(args.context, "--context"),
+            samples=numbers(args.samples, "--samples"),
+            max_new_tokens=args.max_new_tokens,
+            attention=args.attention,
+            kernels=args.kernels,
+            kv_split=args.kv_split,
+            largest=largest(args.request) if args.request else None,
+        ),
+    )
+    if args.json:
+        text = json.dumps(as_json(plan), indent=2) + "\n"
+        if args.json == "-":
+            print(text, end="")
+            return
+        write_text(Path(args.json), text)
+    print(as_text(plan))
+
+
+def parser() -> Parser:
+    """The options."""
+    made = Parser(prog="compile.py", description=__doc__)
+    add = made.add_argument
+    add("--dry-run", action="store_true", help="plan only, which needs neither SDK nor weights")
+    add("--model", metavar="DIR", help="checkpoint directory, of which config.json is read")
+    add("--config", metavar="FILE", help="a config.json alone")
+    add("--instance", required=True, metavar="NAME", help=", ".join(known()))
+    add("--tp", type=int, default=1, help="tensor-parallel degree (%(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="bf16", help="(%(default)s)")
+    add("--context", default="1024", metavar="S,...", help="prompt buckets (%(default)s)")
+    add("-n", "--samples", default="16", metavar="B,...", help="buckets of b (%(default)s)")
+    add("--max-new-tokens", type=int, default=128, metavar="T", help="(%(default)s)")
+    add("--request", metavar="SxB", help="largest request that the buckets must cover, as 6000x16")
+    add("--attention", choices=("auto", "bifurcated", "ordinary"), default="auto")
+    add("--kernels", choices=("auto", "nki", "torch"), default="auto")
+    add("--kv-split", choices=("positions", "replicate"), default="positions")
+    add("--weights", choices=("int8", "fp8"), help="8 bits for projections")
+    add("--kv-dtype", choices=("fp8",), help="8 bits for keys and values")
+    add("--json", metavar="OUT", help="write the plan as JSON too; - prints it alone")
+    return made
+
+
+def read_config(model: str | None, config: str | None) -> ModelConfig:
+    """The config of a directory or of a file.
+
+    Raises:
+        InputError: both or neither is given, or it cannot be read.
+    """
+    if (model is None) == (config is None):
+        raise InputError("give either --model DIR or --config FILE")
+    if config is not None:
+        return ModelConfig.from_hf(read_json(Path(config)))
+    assert model is not None
+    if not Path(model).is_dir():
+        raise InputError(f"--model {model} is no directory here; a plan needs its config.json only")
+    return load_config(Path(model))
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """The integers of "1024,8192"; InputError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; write integers as 1024,8192") from None
+
+
+def largest(text: str) -> tuple[int, int]:
+    """Prompt tokens and samples of "6000x16"; InputError for anything else."""
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise InputError(f"--request is {text!r}; write prompt tokens and samples as 6000x16")
+    return int(parts[0]), int(parts[1])
