@@ -31,7 +31,8 @@ MANY = 1_000_000
 """Instructions above which a graph is warned of. The compiler has a limit (error NCC_EVRF007 of
 AWS's list), which AWS's page does not state; this number is ours."""
 
-_MOST_SAMPLES = 1 << 16
+MOST_SAMPLES = 1 << 16
+"""Where the search for the largest b ends."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Largest:
 
     Attributes:
         way: "bifurcated" or "ordinary".
-        samples: the largest b for each context bucket; 0 where not one sample fits.
+        samples: the largest b for each context bucket, at most `MOST_SAMPLES`; 0 where none fits.
         context: the largest m_c for each bucket of samples; 0 where not one position fits.
         kv: bytes a core of the largest buckets' cache.
     """
@@ -316,7 +317,7 @@ class _Fitting:
         return Largest(
             way,
             {
-                S: _search(lambda b, S=S: self.fits(S, b, way), _MOST_SAMPLES)  # type: ignore[misc]
+                S: _search(lambda b, S=S: self.fits(S, b, way), MOST_SAMPLES)  # type: ignore[misc]
                 for S in self.request.contexts
             },
             {
@@ -332,7 +333,9 @@ class _Fitting:
         m_c, b, way = r.contexts[-1], r.samples[-1], r.attention
 
         def works(network: Network, instance: Instance, attention: AttentionWay = way) -> bool:
-            other = replace(self, network=network, instance=instance)
+            cores = instance.lnc - self.instance.lnc
+            space = self.space + cores * memory.MICROCODE
+            other = replace(self, network=network, instance=instance, space=space)
             return other.fits(m_c, b, attention)
 
         def built(changed: ModelConfig, tp: int, instance: Instance) -> Network:

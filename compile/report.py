@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from compile.plan import Plan
+from compile.plan import MOST_SAMPLES, Plan
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def as_text(plan: Plan) -> str:
     lines += _table(
         [tuple(header)]
         + [
-            (each.way, size(each.kv), *(f"{n:,}" for n in each.samples.values()),
+            (each.way, size(each.kv), *map(_samples, each.samples.values()),
              *(_positions(plan, n) for n in each.context.values()))
             for each in plan.largest
         ]
@@ -128,6 +128,10 @@ def size(count: int) -> str:
         if count >= 1 << power:
             return f"{count / (1 << power):,.2f} {unit}"
     return f"{count / 1024:,.1f} KiB"
+
+
+def _samples(b: int) -> str:
+    return f"{b:,} or more" if b == MOST_SAMPLES else f"{b:,}"
 
 
 def _positions(plan: Plan, m_c: int) -> str:
