@@ -15,14 +15,12 @@ from functools import cache
 from typing import Any
 
 from models.causal_lm import CacheShape, ModelConfig
+from models.causal_lm.attention import CHUNK
 from models.causal_lm.sharding import Heads
 from nki_kernels import launch, predict
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.speed_of_light import Decode
-
-CHUNK = 2048
-"""Queries of a prefill graph where a context takes several."""
 
 _TILE, _MOVING, _WIDE = 128, 512, 2048
 _CONTEXTS = (2048, 4096)

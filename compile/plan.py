@@ -15,17 +15,15 @@ import torch
 
 from compile import instructions, memory
 from compile.instances import Instance, check_runtime, find_instance, known
-from compile.instructions import CHUNK, Count
+from compile.instructions import Count
 from compile.memory import CoreMemory, HostCost, Network
 from models.causal_lm import CacheShape, ModelConfig
+from models.causal_lm.attention import CHUNK, WHOLE
 from models.causal_lm.sharding import KVSplit, check_degree, legal_degrees, split_heads
 from models.generation.single import AttentionWay, plan_shape
 from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import require
 from nki_kernels.ordinary_attention.switch import decode_path
-
-WHOLE = 4096
-"""Contexts up to this are one prefill graph; longer ones take a graph for each `CHUNK`."""
 
 MANY = 1_000_000
 """Instructions above which a graph is warned of. The compiler has a limit (error NCC_EVRF007 of
@@ -279,7 +277,8 @@ def _warnings(
     ]
     if any(g.start for g in graphs):
         found.append(
-            "prefill in chunks: the kernel takes a start, the network's forward does not yet"
+            "a graph for each chunk needs a start in the network's forward, which is not there yet"
+            "; today a long context is one graph, whose instructions are the sum of its chunks'"
         )
     if host.workers == 0:
         found.append(

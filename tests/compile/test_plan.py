@@ -123,7 +123,7 @@ def test_graphs_of_short_and_long_contexts() -> None:
     assert [g.shape for g in decode] == wanted
     assert len({g.name for g in plan.graphs}) == len(plan.graphs)
     assert all(g.why and "." not in g.name for g in plan.graphs)
-    assert any("forward does not yet" in each for each in plan.warnings)
+    assert any("forward, which is not there yet" in each for each in plan.warnings)
 
 
 def test_a_chunk_that_is_a_short_bucket_too_is_one_graph() -> None:
