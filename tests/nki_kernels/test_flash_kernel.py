@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nki_sim
@@ -43,7 +43,8 @@ def hold(case: FlashCase, target: str = "trn1", **options: int) -> None:
     assert o.dtype == arguments["q"].dtype
     assert highest.dtype == weight.dtype == torch.float32
     assert error(o, expected) <= tolerance(expected, case.dtype, logit)
-    np.testing.assert_allclose(highest.numpy(), top, rtol=1e-5, atol=1e-5)
+    # A maximum near 0 is a sum of products as large as those of the largest logit: its rounding.
+    np.testing.assert_allclose(highest.numpy(), top, rtol=1e-5, atol=1e-5 + 4 * 2.0**-24 * logit)
     np.testing.assert_allclose(weight.numpy(), total, rtol=1e-4 + 4 * 2.0**-24 * logit)
 
 
@@ -166,6 +167,9 @@ TARGETS = st.sampled_from(["trn1", "trn2"])
 
 @settings(deadline=None, max_examples=15)
 @given(case=RANDOM, sizes=SIZES, target=TARGETS)
+@example(  # maxima near 0 beside logits near 75
+    FlashCase(1, 234, 4, 1, 256, start=2, window=1, logit_scale=20.0), {}, "trn1"
+)
 def test_any_call(case: FlashCase, sizes: dict[str, int], target: str) -> None:
     hold(case, target, **sizes)
 
