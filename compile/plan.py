@@ -70,7 +70,6 @@ class Graph:
         name: unique, without dots, as ModelBuilder v2 wants its tags.
         phase: "prefill" or "decode".
         queries: tokens it is given, of a prompt or one for each sample.
-        start: stored keys before a prefill's first query; 0 in decode.
         shape: of a decode graph's cache, else None.
         why: it is there.
         attention: the form of attention.
@@ -80,7 +79,6 @@ class Graph:
     name: str
     phase: str
     queries: int
-    start: int
     shape: CacheShape | None
     why: str
     attention: str
@@ -198,30 +196,17 @@ def _largest_shape(request: Request, attention: AttentionWay) -> CacheShape:
 
 
 def _prefill_graphs(network: Network, instance: Instance, request: Request) -> list[Graph]:
-    """One for each short context; one for each chunk of the longest, shared by all long ones."""
-    needed: dict[tuple[int, int], list[int]] = {}
-    for S in request.contexts:
-        parts = [(0, S)] if S <= WHOLE else [
-            (start, min(CHUNK, S - start)) for start in range(0, S, CHUNK)
-        ]  # fmt: skip
-        for part in parts:
-            needed.setdefault(part, []).append(S)
+    """One for each context; the network cuts a long one into chunks inside its graph."""
     heads = split_heads(network.config, request.tp, 0)
     graphs = []
-    for (start, queries), contexts in needed.items():
-        users = ", ".join(map(str, contexts))
-        if contexts[0] <= WHOLE:
-            name, why = f"prefill_{queries}", f"a prompt of up to {queries} tokens, whole"
-            if contexts[1:]:
-                why += f"; first chunk of {', '.join(map(str, contexts[1:]))}"
-        else:
-            name = f"prefill_{queries}_at_{start}"
-            why = f"queries {start} to {start + queries - 1} of context {users}: start is static"
+    for S in request.contexts:
+        why = f"a prompt of up to {S} tokens, "
+        why += "whole" if S <= WHOLE else f"attention in chunks of {CHUNK} queries"
         count = instructions.prefill(
-            network.config, heads, request.tp, queries, start, instance.target,
+            network.config, heads, request.tp, S, 0, instance.target,
             request.dtype.itemsize, network.kernels == "nki",
         )  # fmt: skip
-        graphs.append(Graph(name, "prefill", queries, start, None, why, "causal", count))
+        graphs.append(Graph(f"prefill_{S}", "prefill", S, None, why, "causal", count))
     return graphs
 
 
@@ -256,7 +241,6 @@ def _decode_graphs(network: Network, instance: Instance, request: Request) -> li
                     f"decode_{shape.G}x{shape.r}_{S_ctx}_{shape.S_dec}",
                     "decode",
                     shape.rows,
-                    0,
                     shape,
                     f"{b} samples of a prompt of up to {S_ctx}; {why}",
                     path,
@@ -275,11 +259,6 @@ def _warnings(
         for g in graphs
         if g.count.total > MANY
     ]
-    if any(g.start for g in graphs):
-        found.append(
-            "a graph for each chunk needs a start in the network's forward, which is not there yet"
-            "; today a long context is one graph, whose instructions are the sum of its chunks'"
-        )
     if host.workers == 0:
         found.append(
             f"a compile worker is estimated at {_gib(host.worker)}, and a host of {instance.name} "

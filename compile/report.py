@@ -22,7 +22,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "kernels": {"chosen": net.kernels, "why": net.why},
         "graphs": [
             {
-                "name": g.name, "phase": g.phase, "queries": g.queries, "start": g.start,
+                "name": g.name, "phase": g.phase, "queries": g.queries,
                 "shape": asdict(g.shape) if g.shape else None, "attention": g.attention,
                 "why": g.why,
                 "instructions": {

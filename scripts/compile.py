@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import signal
 import sys
 from pathlib import Path
 
-if __name__ == "compile":
-    # Python puts a script's own folder first on the path, where this file would stand for the
-    # package of its name. The folder leaves the path; what is next to a script is scripts.NAME.
-    here = Path(__file__).parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here.resolve()]
-    del sys.modules[__name__]
-    importlib.import_module(__name__)
-else:
-    from scripts import command_line
-    from scripts.planning import main
+# Until `main` runs, Ctrl-C ends the process without a traceback out of an import.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+# A script's own folder leads the path; this script must not hide the package of its name.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-    if __name__ == "__main__":
-        command_line.run(main)
+from scripts import command_line
+from scripts.planning import main
+
+if __name__ == "__main__":
+    command_line.run(main)

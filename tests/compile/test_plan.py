@@ -109,29 +109,14 @@ def test_weights_are_the_checkpoint_that_ships() -> None:
 def test_graphs_of_short_and_long_contexts() -> None:
     config = replace(CONFIG, max_position=20000)
     plan = make_plan(config, request(contexts=(32, 4096, 6144, 7000), samples=(1, 4)))
-    prefill = [(g.name, g.queries, g.start) for g in plan.graphs if g.phase == "prefill"]
-    assert prefill == [
-        ("prefill_32", 32, 0),
-        ("prefill_4096", 4096, 0),
-        ("prefill_2048_at_0", 2048, 0),
-        ("prefill_2048_at_2048", 2048, 2048),
-        ("prefill_2048_at_4096", 2048, 4096),
-        ("prefill_856_at_6144", 856, 6144),
-    ]
+    prefill = [(g.name, g.queries) for g in plan.graphs if g.phase == "prefill"]
+    assert prefill == [(f"prefill_{S}", S) for S in (32, 4096, 6144, 7000)]
+    assert ["chunks" in g.why for g in plan.graphs[:4]] == [False, False, True, True]
     decode = [g for g in plan.graphs if g.phase == "decode"]
     wanted = [plan_shape(S, b, 16) for S in (32, 4096, 6144, 7000) for b in (1, 4)]
     assert [g.shape for g in decode] == wanted
     assert len({g.name for g in plan.graphs}) == len(plan.graphs)
     assert all(g.why and "." not in g.name for g in plan.graphs)
-    assert any("forward, which is not there yet" in each for each in plan.warnings)
-
-
-def test_a_chunk_that_is_a_short_bucket_too_is_one_graph() -> None:
-    config = replace(CONFIG, max_position=20000)
-    plan = make_plan(config, request(contexts=(2048, 6144)))
-    assert [g.name for g in plan.graphs if g.start == 0 and g.phase == "prefill"] == [
-        "prefill_2048"
-    ]
 
 
 @pytest.mark.parametrize("way", ["bifurcated", "ordinary"])
