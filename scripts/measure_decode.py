@@ -102,6 +102,7 @@ def main() -> None:
     if args.layers:
         config = replace(config, layers=args.layers)
     model = CausalLM(config, dtype=torch.bfloat16, device="cuda")
+    draw_weights(model)
     weights = sum(p.nbytes for p in model.parameters()) - model.embed_tokens.weight.nbytes
     print(
         f"{args.shape}, l = {config.layers}, bf16, {weights / 1e9:.2f} GB of weights a step, on"
@@ -212,6 +213,18 @@ def measure(
         flush=True,
     )
     return row
+
+
+@torch.no_grad()
+def draw_weights(model: CausalLM) -> None:
+    """Weights at random, drawn as torch's own layers draw theirs; norms stay as they are."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    for weight in model.parameters():
+        if weight is model.embed_tokens.weight:
+            weight.normal_(generator=generator)
+        elif weight.dim() == 2:
+            limit = weight.shape[1] ** -0.5
+            weight.uniform_(-limit, limit, generator=generator)
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def poison(model: CausalLM) -> None:
     for cache in model.caches():
         for name in cache.names:
             buffer = getattr(cache, name)
-            buffer.copy_(torch.where(torch.rand(buffer.shape) < 0.5, -1e4, 1e4))
+            high = torch.rand(buffer.shape, device=buffer.device) < 0.5
+            buffer.copy_(torch.where(high, 1e4, -1e4))
 
 
 def sequences(script: Script, vocab: int, seed: int = 1) -> tuple[list[list[int]], Tensor]:
@@ -69,10 +70,15 @@ def run(
         poison(model)
     context_len = int32(script.prompt_lengths)
     nothing = int32([[0, 0], [0, 0]])
+
+    def ask(*inputs: Tensor) -> Tensor:
+        answer: Tensor = model(*(x.to(model.device) for x in inputs))
+        return answer.cpu()
+
     first = []
     for group, prompt in enumerate(prompts):
         padded = prompt + [0] * (script.shape.S_ctx - len(prompt) if group == 0 else 0)
-        first.append(model(int32([padded]), context_len, nothing, int32([group]))[0])
+        first.append(ask(int32([padded]), context_len, nothing, int32([group]))[0])
     late = torch.tensor([[0, 0], [0, 2]])
     logits = torch.full((2, 2, script.tokens, vocab), torch.nan)
     done = torch.zeros(2, 2, dtype=torch.int64)
@@ -80,7 +86,7 @@ def run(
         free = step < late
         new = torch.stack([suffix[j, i, done[j, i] :][:n] for j in (0, 1) for i in (0, 1)])
         done = torch.where(free, done, done + n)
-        step_logits = model(
+        step_logits = ask(
             new.view(2, 2, n).to(torch.int32), context_len, done.to(torch.int32), int32([0])
         )
         for j, i in ((0, 0), (0, 1), (1, 0), (1, 1)):

@@ -37,7 +37,7 @@ def test_the_same_tokens_as_without_capture(sampling: Sampling) -> None:
 @pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_fused_step_gives_the_same_logits() -> None:
-    model: CausalLM = load(DEFAULT_MODEL, device="cuda")
+    model: CausalLM = load(DEFAULT_MODEL, dtype=torch.float32, device="cuda")
     fused = CapturedLM(model, fuse=True)
     fused.allocate(CacheShape(G=1, r=4, S_ctx=32, S_dec=8))
     numbers = torch.tensor([7], dtype=torch.int32), torch.tensor([[1] * 4], dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""Four processes that share a gloo group and run functions of the tests, all the same one.
+"""Processes that share a group, of gloo or NCCL, and run functions of the tests, all the same one.
 
 They are started once and kept: a process takes seconds to import torch. `Pool.call` runs a function
-on each with the state of parallelism as its first argument; at tp = 2 the four are two groups side
-by side.
+on each with the state of parallelism as its first argument; at tp = 2 four of them are two groups
+side by side.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import torch.multiprocessing as mp
 
 from models.parallel import TensorParallel
 
-WORLD = 4
 PATIENCE = 120.0  # seconds
 
 
-def work(rank: int, store: str, pipe: Connection) -> None:
+def work(rank: int, world: int, backend: str, store: str, pipe: Connection) -> None:
     """The life of a process: functions in, results or tracebacks out."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        backend, store=dist.FileStore(store, world), rank=rank, world_size=world
+    )
     groups = {}
     for tp in (2, 4):
-        for first in range(0, WORLD, tp):
+        for first in range(0, world // tp * tp, tp):
             group = dist.new_group(range(first, first + tp))
             if first <= rank < first + tp:
                 groups[tp] = TensorParallel(group)
@@ -45,12 +48,14 @@ def work(rank: int, store: str, pipe: Connection) -> None:
 class Pool:
     """The processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, world: int = 4, backend: str = "gloo") -> None:
         context = mp.get_context("spawn")
         self.processes, self.pipes = [], []
-        for rank in range(WORLD):
+        for rank in range(world):
             here, there = context.Pipe()
-            process = context.Process(target=work, args=(rank, str(folder / "store"), there))
+            process = context.Process(
+                target=work, args=(rank, world, backend, str(folder / "store"), there)
+            )
             process.daemon = True
             process.start()
             self.processes.append(process)

@@ -43,9 +43,10 @@ def logits(
     kv_split: str = "positions",
     fault: str | None = None,
     kernels: str = "auto",
+    device: str = "cpu",
 ) -> tuple[list[Tensor], Tensor, int]:
     """`driver.run` over poisoned caches, and the bytes of this rank's cache."""
-    model = sharded(parallel, config, weights, kv_split=kv_split, kernels=kernels)
+    model = sharded(parallel, config, weights, kv_split=kv_split, kernels=kernels, device=device)
     if fault is not None:
         FAULTS[fault](model)
     return *run(model, script), model.cache_bytes()
@@ -58,9 +59,10 @@ def tokens(
     prompt: list[int],
     sampling: Sampling,
     new: int,
+    device: str = "cpu",
 ) -> list[list[int]]:
     """Of five samples."""
-    model = sharded(parallel, config, weights)
+    model = sharded(parallel, config, weights, device=device)
     made = generate(model, prompt, samples=5, max_new_tokens=new, sampling=sampling, seed=3)
     return [sample.tokens for sample in made.samples]
 
