@@ -90,6 +90,7 @@ class KVCache(nn.Module):
     def __init__(self, kv_dtype: KV, g: int, device: torch.device) -> None:
         super().__init__()
         self.fp8 = kv_dtype == "fp8"
+        self.context_slots = self.suffix_slots = 0  # in use, of those that there are
         for name in self.names:
             self.register_buffer(name, None, persistent=False)
         for name in ("k_scale", "v_scale"):
@@ -112,6 +113,11 @@ class KVCache(nn.Module):
         self.v_ctx = torch.zeros(g, m_c, d, dtype=dtype, device=device)
         self.k_suf = torch.zeros(g, m_d, d, dtype=dtype, device=device)
         self.v_suf = torch.zeros(g, m_d, d, dtype=dtype, device=device)
+        self.context_slots, self.suffix_slots = m_c, m_d
+
+    def use(self, shape: CacheShape) -> None:
+        """Works in the first slots of the buffers that there are, as in a cache of `shape`."""
+        self.context_slots, self.suffix_slots = shape.context_slots, shape.suffix_slots
 
     def write_context(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Stores `k` [g, d, S] and `v` [g, S, d] in context slots `slots` i64[S]."""
@@ -131,15 +137,14 @@ class KVCache(nn.Module):
 
     def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """k_ctx, v_ctx, k_suf and v_suf as attention takes them; fp8 is widened to `dtype`."""
+        k_ctx = first(self.k_ctx, 2, self.context_slots)
+        v_ctx = first(self.v_ctx, 1, self.context_slots)
+        k_suf = first(self.k_suf, 1, self.suffix_slots)
+        v_suf = first(self.v_suf, 1, self.suffix_slots)
         if not self.fp8:
-            return self.k_ctx, self.v_ctx, self.k_suf, self.v_suf
+            return k_ctx, v_ctx, k_suf, v_suf
         k, v = (scale.to(dtype).view(-1, 1, 1) for scale in (self.k_scale, self.v_scale))
-        return (
-            self.k_ctx.to(dtype) * k,
-            self.v_ctx.to(dtype) * v,
-            self.k_suf.to(dtype) * k,
-            self.v_suf.to(dtype) * v,
-        )
+        return k_ctx.to(dtype) * k, v_ctx.to(dtype) * v, k_suf.to(dtype) * k, v_suf.to(dtype) * v
 
     def _encode(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not self.fp8:
@@ -159,6 +164,13 @@ class KVCache(nn.Module):
     def nbytes(self) -> int:
         """Bytes of the four buffers."""
         return sum(getattr(self, name).nbytes for name in self.names)
+
+
+def first(buffer: Tensor, dim: int, count: int) -> Tensor:
+    """The first `count` slots of a buffer, dense; the buffer itself where it has no more."""
+    if buffer.shape[dim] == count:
+        return buffer
+    return buffer.narrow(dim, 0, count).contiguous()
 
 
 def write(buffer: Tensor, dim: int, at: Tensor, new: Tensor) -> Tensor:

@@ -275,6 +275,28 @@ class CausalLM(nn.Module):
             rank = torch.tensor([self.parallel.rank], dtype=torch.int32, device=self.device)
             self.embed_tokens.rank_util.rank = nn.Parameter(rank, requires_grad=False)
 
+    def use(self, shape: CacheShape) -> None:
+        """Works in the first slots of the cache that was allocated, as in one of `shape`.
+
+        So graphs of several shapes share the buffers of the largest. What was cached in another
+        shape is lost.
+
+        Raises:
+            InputError: the cache has fewer slots.
+        """
+        mine = replace(shape, S_ctx=self._context_slots(shape))
+        there = self.caches()[0]
+        needs = mine.context_slots, mine.suffix_slots, shape.S_ctx + shape.S_dec
+        has = there.k_ctx.shape[2], there.k_suf.shape[1], self.rope_cos.shape[0]
+        if any(need > most for need, most in zip(needs, has, strict=True)):
+            raise InputError(
+                f"{shape} needs {needs} context slots, suffix slots and positions; the cache has "
+                f"{has}"
+            )
+        self.shape = shape
+        for cache in self.caches():
+            cache.use(mine)
+
     def copy_context(self, source: int, targets: Sequence[int]) -> None:
         """Gives groups `targets` a copy of the context that group `source` was prefilled with."""
         slots = self._context_slots(self._allocated())

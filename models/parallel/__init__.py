@@ -8,7 +8,7 @@ of neuronx-distributed, whose own are used where it runs the devices.
 from __future__ import annotations
 
 from models.parallel.group import Group, Ranks
-from models.parallel.launch import start, started
+from models.parallel.launch import described, start, started
 from models.parallel.state import SINGLE, TensorParallel
 
-__all__ = ["SINGLE", "Group", "Ranks", "TensorParallel", "start", "started"]
+__all__ = ["SINGLE", "Group", "Ranks", "TensorParallel", "described", "start", "started"]

@@ -66,6 +66,32 @@ def start(tp: int, device: torch.device | str = "cpu") -> TensorParallel:
     return TensorParallel(world)
 
 
+@contextmanager
+def described(tp: int) -> Iterator[TensorParallel]:
+    """A group of tp ranks of which only rank 0 exists, so that graphs can be captured in it.
+
+    Its collectives are nodes of a graph like any other's, and never run.
+
+    Raises:
+        InputError: this process is in a group already.
+    """
+    if tp == 1:
+        yield SINGLE
+        return
+    if dist.is_initialized():
+        raise InputError("this process is in a process group; capture graphs in one that is not")
+    # torch's own group for this purpose; its store says nothing to anybody.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=tp, store=FakeStore())
+    try:
+        world = dist.group.WORLD
+        assert world is not None
+        yield TensorParallel(world)
+    finally:
+        dist.destroy_process_group()
+
+
 def local_rank() -> int:
     """Which of this host's processes this is; its accelerator has the same number."""
     return int(os.environ.get("LOCAL_RANK", "0"))
