@@ -1,0 +1,188 @@
+"""What compiling leaves: a directory that serves, whole or not there, checked when it is loaded.
+
+    manifest.json   what it is for, what it was made with, and a SHA-256 of every other file
+    graphs/         the graphs, without weights; the same for all ranks
+    checkpoint/     config, tokenizer, generation defaults, and the weights, one file a rank
+
+The hashes say that nothing changed since it was made. They do not say who made it: to load an
+artefact is to run its maker's graphs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.causal_lm.directory import listed, read_json
+from models.causal_lm.storage import sha256
+from models.files import TEMPORARY, write_json
+from nki_kernels.errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GRAPHS = "graphs"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory that was verified.
+
+    Attributes:
+        folder: where it is.
+        manifest: its manifest.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def graphs(self) -> list[str]:
+        """Names of its graphs."""
+        return [graph["name"] for graph in self.manifest["graphs"]]
+
+
+def check_out(out: Path) -> None:
+    """Refuses a place that no artefact can be written to; see `writing`.
+
+    Raises:
+        InputError: it holds something else than an artefact, or its folder is not there.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; an artefact is a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise InputError(f"--out {out} holds something else than an artefact; name a new folder")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder to fill; at the end it takes the place of `out`, with all its files on disk.
+
+    Whatever ends the work before, `out` is what it was. A run that was interrupted or killed leaves
+    the folder beside `out`, and the next one is given it as it is; any other end removes it.
+
+    Raises:
+        InputError: see `check_out`; or another process is writing to `out`.
+    """
+    check_out(out)
+    staged = out.parent / f"{TEMPORARY}{out.name}"
+    with exclusive(out.parent / f"{TEMPORARY}{out.name}.lock", f"--out {out}"):
+        try:
+            staged.mkdir(exist_ok=True)
+            yield staged
+            for path in [*staged.rglob("*"), staged]:
+                _sync(path)
+            if out.exists():
+                shutil.rmtree(out)
+            staged.rename(out)
+            _sync(out.parent)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def exclusive(lock: Path, what: str | None) -> Iterator[None]:
+    """Holds a lock file, which the end of this process frees, however it ends.
+
+    Args:
+        lock: the file.
+        what: is being written, in words; None waits until it is free.
+
+    Raises:
+        InputError: another process has it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
+        except BlockingIOError:
+            raise InputError(f"{what}: another process is writing it") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` except the manifest, by relative name."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
+    }
+
+
+def seal(folder: Path, what: Mapping[str, Any]) -> None:
+    """Writes the manifest of a folder whose other files are all there."""
+    content = {"format": FORMAT, **what, "files": hashes(folder)}
+    content["sha256"] = _digest(content)
+    write_json(folder / MANIFEST, content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def open_artifact(folder: Path, device: str, versions: Mapping[str, str]) -> Artifact:
+    """Verifies an artefact: its format, what it was made for and with, and every byte.
+
+    Args:
+        folder: where it is.
+        device: of the backend that will load it.
+        versions: of that backend's software.
+
+    Raises:
+        InputError: it is none, is of another version or for another device, or is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder} is no artefact: it has no {MANIFEST}; scripts/compile.py makes one"
+        )
+    content = read_json(folder / MANIFEST)
+    again = "compile it again"
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} has format {content.get('format')!r}; this version reads {FORMAT}: {again}"
+        )
+    if content.get("sha256") != _digest(content):
+        raise InputError(f"{folder / MANIFEST} is damaged: its checksum is another; {again}")
+    if content["device"] != device:
+        raise InputError(f"{folder} was made for {content['device']}, not for {device}: {again}")
+    other = [
+        f"{name} {made} instead of {versions.get(name)}"
+        for name, made in content["versions"].items()
+        if versions.get(name) != made
+    ]
+    if other:
+        raise InputError(f"{folder} was made with {', '.join(other)}: {again}")
+    there = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {MANIFEST}
+    wrong = sorted(there ^ set(content["files"]))
+    if wrong:
+        raise InputError(f"{folder} misses files or has others than its own: {listed(wrong)}")
+    damaged = [name for name, told in content["files"].items() if sha256(folder / name) != told]
+    if damaged:
+        raise InputError(f"{folder} is damaged: {listed(damaged)} changed since it was made")
+    return Artifact(folder, content)

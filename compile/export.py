@@ -1,0 +1,209 @@
+"""Graphs for a CPU: captured by torch.export, saved without weights, run over shared states.
+
+A graph is the functional form that a Neuron graph has, too: weights and states go in, and what it
+makes of the states comes out and takes their place. NKI operators stay operators in it; on a CPU
+the simulator runs them. Collectives are nodes that name a process group; loading gives them the
+groups that there are.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from compile import graphs
+from compile.artifact import CHECKPOINT, Artifact
+from compile.graphs import GraphSpec
+from models.causal_lm import CacheShape, CausalLM, load
+from models.parallel import TensorParallel
+from models.parallel.group import Group
+from nki_kernels.errors import InputError
+
+SUFFIX = ".pt2"
+
+
+class Cpu:
+    """The backend of CPUs; see `compile.backend.Backend`."""
+
+    name = "cpu"
+
+    def versions(self) -> dict[str, str]:
+        """Of what captures, saves and runs a graph."""
+        return {
+            "python": ".".join(platform.python_version_tuple()[:2]),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        }
+
+    def settings(self, spec: GraphSpec) -> list[str]:
+        """None: torch.export has no flags that change a graph."""
+        del spec
+        return []
+
+    def compile_graph(
+        self, model: CausalLM, spec: GraphSpec, candidates: int, folder: Path
+    ) -> None:
+        """Captures a graph and saves it; the file holds no weight and no state."""
+        module = graphs.traced(model, candidates)
+        with graphs.bucket(model, spec.shape), _without_noise():
+            program = torch.export.export(module, (), kwargs=spec.inputs).run_decompositions({})
+            _strip(program, module)
+            saved = io.BytesIO()
+            torch.export.save(program, saved)
+        # By Python: torch's own writer calls a full disk by another name.
+        (folder / f"{spec.name}{SUFFIX}").write_bytes(saved.getvalue())
+
+    def load(self, artifact: Artifact, parallel: TensorParallel) -> CpuSession:
+        """This rank's weights, states as zeros, and every graph."""
+        return CpuSession(artifact, parallel)
+
+
+def _strip(program: ExportedProgram, module: nn.Module) -> None:
+    """Takes weights and states out of a program; names, shapes and dtypes stay."""
+    held = dict(module.named_buffers(remove_duplicate=False))
+
+    def nothing(tensor: Tensor) -> Tensor:
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+    for name, tensor in program.state_dict.items():
+        empty = nothing(tensor)
+        weight = isinstance(tensor, nn.Parameter)
+        program.state_dict[name] = nn.Parameter(empty, requires_grad=False) if weight else empty
+    for name, constant in program.constants.items():
+        if name in held and isinstance(constant, Tensor):
+            program.constants[name] = nothing(constant)
+
+
+class CpuSession:
+    """Graphs of an artefact on a CPU, over one set of weights and states."""
+
+    def __init__(self, artifact: Artifact, parallel: TensorParallel) -> None:
+        what = artifact.manifest
+        self.model = load(
+            artifact.folder / CHECKPOINT,
+            dtype=what["dtype"],
+            kernels=what["kernels"],
+            target=what["target"],
+            attention=what["attention"],
+            parallel=parallel,
+            kv_split=what["kv_split"],
+        )
+        self.model.allocate(CacheShape(**what["cache"]))
+        self.module = graphs.traced(self.model, what["candidates"])
+        self.weights = dict(self.module.named_parameters(remove_duplicate=False))
+        if parallel.size > 1:
+            parts = {parallel.size: parallel.group}
+            if self.model.parts > 1:
+                parts[self.model.parts] = parallel.subgroup(self.model.parts).group
+        else:
+            parts = {}
+        self.graphs = {
+            name: _Loaded(artifact.folder / "graphs" / f"{name}{SUFFIX}", parts)
+            for name in artifact.graphs
+        }
+
+    def run(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
+        """What a graph gives; the states are as it leaves them."""
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
+        with torch.no_grad():
+            written, given = self.graphs[name](self.weights, buffers, inputs)
+        for state, tensor in written.items():
+            owner, _, leaf = state.rpartition(".")
+            setattr(self.module.get_submodule(owner), leaf, tensor)
+        return given
+
+    def copy_context(self, shape: CacheShape, source: int, targets: Sequence[int]) -> None:
+        """Gives groups `targets` of a cache of `shape` the context of group `source`."""
+        with graphs.bucket(self.model, shape):
+            self.model.copy_context(source, targets)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes that this rank holds."""
+        return {
+            "weights": sum(weight.nbytes for weight in self.module.parameters()),
+            "kv": self.model.cache_bytes(),
+        }
+
+
+class _Loaded:
+    """A saved graph, called with weights, states and inputs by name."""
+
+    def __init__(self, path: Path, groups: Mapping[int, Group]) -> None:
+        # Registers the operators that a graph may hold.
+        import nki_kernels.torch_ops  # noqa: F401
+
+        with _without_noise():
+            program = torch.export.load(path)
+        self.module = program.graph_module
+        self.inputs = program.graph_signature.input_specs
+        self.outputs = program.graph_signature.output_specs
+        self.constants = program.constants
+        _join(self.module.graph, groups)
+        self.module.recompile()
+
+    def __call__(
+        self,
+        weights: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], Any]:
+        """States that were written, and what the graph gives: a tensor, or several."""
+        arguments = []
+        for spec in self.inputs:
+            if spec.kind is InputKind.USER_INPUT:
+                arguments.append(inputs[spec.arg.name])
+            elif spec.kind is InputKind.PARAMETER:
+                assert spec.target is not None
+                arguments.append(weights[spec.target])
+            elif spec.kind is InputKind.BUFFER:
+                assert spec.target is not None
+                arguments.append(buffers[spec.target])
+            else:
+                assert spec.target is not None
+                arguments.append(self.constants[spec.target])
+        written, given = {}, []
+        for spec, value in zip(self.outputs, self.module(*arguments), strict=True):
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                assert spec.target is not None
+                written[spec.target] = value
+            else:
+                given.append(value)
+        return written, given[0] if len(given) == 1 else tuple(given)
+
+
+def _join(graph: torch.fx.Graph, groups: Mapping[int, Group]) -> None:
+    """Gives a graph's collectives this process's groups, found by how many ranks they have."""
+    for node in graph.nodes:
+        if node.op != "call_function" or "_c10d_functional" not in str(node.target):
+            continue
+        kind = str(node.target).split(".")[-2]
+        if kind == "wait_tensor":
+            continue
+        size = node.meta["val"].shape[0] // node.args[0].meta["val"].shape[0]
+        if kind == "all_reduce":
+            size = max(groups)
+        elif kind != "all_gather_into_tensor":
+            raise InputError(f"a graph has the collective {kind}, which is not known here")
+        group = groups[size]
+        assert isinstance(group, ProcessGroup)
+        node.args = (*node.args[:-1], group.group_name)
+
+
+class _without_noise(warnings.catch_warnings):
+    """Hides what torch warns itself of."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="No complete tensor found")
