@@ -104,15 +104,22 @@ def exclusive(lock: Path, what: str | None) -> Iterator[None]:
     Raises:
         InputError: another process has it.
     """
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
-        except BlockingIOError:
-            raise InputError(f"{what}: another process is writing it") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
+            except BlockingIOError:
+                raise InputError(f"{what}: another process is writing it") from None
+            try:  # the one before may have removed the name while this one waited
+                if lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _sync(path: Path) -> None:

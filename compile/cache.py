@@ -139,7 +139,7 @@ class Cache:
         return [(path, read_json(path / ENTRY)["what"]) for path in found]
 
     def prune(self, days: float) -> int:
-        """Removes entries that were not used for so long, and what killed runs left; bytes freed."""
+        """Removes what was long not used, and what killed runs left; gives the bytes freed."""
         freed = 0
         oldest = time.time() - days * 86400
         for path in list(self.folder.iterdir()):
