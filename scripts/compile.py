@@ -1,4 +1,9 @@
-"""Says what would be compiled for a Neuron instance, and whether it fits: `--dry-run`."""
+"""Compiles a model for a Neuron instance into an artefact that serves; `--dry-run` only plans it.
+
+python scripts/compile.py --dry-run --config FILE --instance trn1.32xlarge --tp 8    does it fit
+python scripts/compile.py --model DIR --instance trn1.32xlarge --tp 8                compile
+python scripts/generate.py --artifact compiled-trn1.32xlarge-tp8 --prompt "..."      run it
+"""
 
 from __future__ import annotations
 

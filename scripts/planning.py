@@ -1,4 +1,4 @@
-"""The command line of `scripts/compile.py`: reads a config, prints the plan, writes it as JSON."""
+"""The command line of `scripts/compile.py`: reads a config, prints the plan, and compiles it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from compile.instances import known
 from compile.plan import Request, make_plan
 from compile.report import as_json, as_text
 from models.causal_lm import ModelConfig
-from models.causal_lm.directory import load_config, read_json
-from models.files import write_text
+from models.causal_lm.directory import find_checkpoint, load_config, read_json
+from models.files import output_path, write_text
 from nki_kernels.errors import InputError
 from scripts.command_line import Parser
 
@@ -27,10 +27,12 @@ DTYPES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Plans what the command line asks for."""
+    """Plans what the command line asks for, and compiles it unless it is a dry run."""
     args = parser().parse_args(argv)
-    if not args.dry_run:
-        raise InputError("compiling is not built yet; --dry-run says what would be compiled")
+    if not args.dry_run and args.config is not None:
+        raise InputError("--config is for --dry-run; compiling needs a checkpoint: --model DIR")
+    if args.json and args.json != "-":
+        args.json = str(output_path(args.json, "--json"))
     config = read_config(args.model, args.config)
     if args.weights:
         config = replace(config, weights=args.weights)
@@ -51,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             largest=largest(args.request) if args.request else None,
         ),
     )
+    if not args.dry_run:
+        from scripts.compiling import compile_plan  # what a plan does not need
+
+        assert args.model is not None
+        print(as_text(plan) + "\n")
+        compile_plan(args, find_checkpoint(args.model), plan)
+        return
     if args.json:
         text = json.dumps(as_json(plan), indent=2) + "\n"
         if args.json == "-":
@@ -79,7 +88,28 @@ def parser() -> Parser:
     add("--kv-split", choices=("positions", "replicate"), default="positions")
     add("--weights", choices=("int8", "fp8"), help="8 bits for projections")
     add("--kv-dtype", choices=("fp8",), help="8 bits for keys and values")
-    add("--json", metavar="OUT", help="write the plan as JSON too; - prints it alone")
+    add(
+        "--json",
+        metavar="OUT",
+        help="write the plan, or what was made of it, as JSON too; with "
+        "--dry-run, - prints it alone",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "neuron"),
+        default="auto",
+        help="what graphs are "
+        "compiled for; auto is neuron where the Neuron SDK is installed, else the CPU",
+    )
+    add("--out", metavar="DIR", help="the artefact (compiled-INSTANCE-tpN)")
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="the decode graphs draw among at most K tokens; 0: "
+        "they give logits and the host draws (the checkpoint's, else 0)",
+    )
+    add("--cache", metavar="DIR", help="where compiled graphs are kept (~/.cache/bifork/graphs)")
     return made
 
 

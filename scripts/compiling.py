@@ -1,0 +1,123 @@
+"""What `scripts/compile.py` does where it is to compile: the artefact, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from compile.artifact import check_out
+from compile.backend import Backend
+from compile.cache import Cache, default_cache
+from compile.devices import sdk_version
+from compile.graphs import check_candidates
+from compile.make import Made, check_fits, make_artifact
+from compile.plan import Plan
+from models.causal_lm import Tokenizer
+from models.causal_lm.directory import is_split
+from models.files import write_json
+from nki_kernels.errors import InputError
+from scripts.options import check_vocabulary
+
+
+def backend_for(device: str) -> tuple[Backend, str]:
+    """Where graphs are compiled for, and why.
+
+    Raises:
+        InputError: the device's software is not here.
+    """
+    if device == "auto":
+        device = "cpu" if sdk_version() is None else "neuron"
+        why = "the Neuron SDK is installed"
+        if device == "cpu":
+            why = "the Neuron SDK is not installed: the graphs run on CPUs"
+    else:
+        why = "asked for"
+    if device == "neuron":
+        raise InputError("compiling for Neuron devices is not built yet; --device cpu is")
+    from compile.export import Cpu
+
+    return Cpu(), why
+
+
+def check(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> int:
+    """Refuses what can be refused before any work; gives the candidates of the draw.
+
+    Raises:
+        InputError: what is wrong, in one sentence.
+    """
+    if is_split(checkpoint):
+        raise InputError(f"{checkpoint} is split already; compile what it was made of")
+    if args.weights or args.kv_dtype:
+        raise InputError(
+            "--weights and --kv-dtype are for --dry-run; scripts/convert.py writes a quantised "
+            "checkpoint, and that is compiled as it is"
+        )
+    check_out(out_of(args))
+    check_fits(plan)
+    tokenizer = Tokenizer.load(checkpoint)
+    check_vocabulary(plan.config, tokenizer, checkpoint)
+    candidates: int = args.top_k if args.top_k is not None else (tokenizer.defaults.top_k or 0)
+    check_candidates(candidates)
+    return candidates
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """Where the artefact goes."""
+    return Path(args.out or f"compiled-{args.instance}-tp{args.tp}")
+
+
+def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None:
+    """Compiles, and says what was made.
+
+    Raises:
+        InputError: what is wrong, in one sentence.
+    """
+    candidates = check(args, checkpoint, plan)
+    backend, why = backend_for(args.device)
+    out, folder = out_of(args), Path(args.cache) if args.cache else default_cache()
+    cache = Cache(folder)
+    print(f"device    {backend.name}: {why}")
+    draw = f"among at most {candidates} tokens, in the graph" if candidates else "on the host"
+    print(f"draw      {draw}", flush=True)
+    began = time.perf_counter()
+    made = make_artifact(
+        plan, checkpoint, out, backend, cache, candidates, progress=args.json != "-"
+    )
+    seconds = time.perf_counter() - began
+    for line in told(made, seconds, out, backend, folder):
+        print(line)
+    if args.json and args.json != "-":
+        write_json(Path(args.json), as_json(made, seconds, out, backend))
+
+
+def told(made: Made, seconds: float, out: Path, backend: Backend, cache: Path) -> list[str]:
+    """What was made, in words."""
+    compiled = {name: s for name, s in made.graphs.items() if s is not None}
+    lines = [
+        f"graphs    {len(compiled)} compiled in {sum(compiled.values()):.1f} s, "
+        f"{len(made.graphs) - len(compiled)} from {cache}"
+    ]
+    lines += [f"          {name:<24} {s:7.1f} s" for name, s in compiled.items()]
+    lines.append(f"weights   split in {made.weights:.1f} s")
+    lines.append(f"written   {out}: {made.nbytes:,} bytes in {seconds:.1f} s")
+    if backend.name == "cpu":
+        lines.append("evidence  computed: no graph has been seen by neuronx-cc")
+    lines.append(f"run it    python scripts/generate.py --artifact {out}")
+    return lines
+
+
+def as_json(made: Made, seconds: float, out: Path, backend: Backend) -> dict[str, Any]:
+    """The same, for `--json`."""
+    return {
+        "artifact": str(out),
+        "device": backend.name,
+        "versions": backend.versions(),
+        "graphs": [
+            {"name": name, "seconds": s, "cached": s is None} for name, s in made.graphs.items()
+        ],
+        "weights_seconds": made.weights,
+        "seconds": seconds,
+        "bytes": made.nbytes,
+    }
