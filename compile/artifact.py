@@ -45,6 +45,11 @@ class Artifact:
     manifest: Mapping[str, Any]
 
     @property
+    def checkpoint(self) -> Path:
+        """The split checkpoint, with config and tokenizer."""
+        return self.folder / CHECKPOINT
+
+    @property
     def graphs(self) -> list[str]:
         """Names of its graphs."""
         return [graph["name"] for graph in self.manifest["graphs"]]
@@ -151,8 +156,29 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of an artefact, as it was written.
+
+    Raises:
+        InputError: it is none, is of another format, or the manifest was changed.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder} is no artefact: it has no {MANIFEST}; scripts/compile.py makes one"
+        )
+    content = read_json(folder / MANIFEST)
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} has format {content.get('format')!r}; this version reads {FORMAT}: compile "
+            "it again"
+        )
+    if content.get("sha256") != _digest(content):
+        raise InputError(f"{folder / MANIFEST} is damaged: its checksum is another")
+    return content
+
+
 def open_artifact(folder: Path, device: str, versions: Mapping[str, str]) -> Artifact:
-    """Verifies an artefact: its format, what it was made for and with, and every byte.
+    """Verifies an artefact: what it was made for and with, and every byte.
 
     Args:
         folder: where it is.
@@ -160,36 +186,24 @@ def open_artifact(folder: Path, device: str, versions: Mapping[str, str]) -> Art
         versions: of that backend's software.
 
     Raises:
-        InputError: it is none, is of another version or for another device, or is damaged.
+        InputError: see `read_manifest`; it is for another device or of other versions, or it is
+            damaged.
     """
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"{folder} is no artefact: it has no {MANIFEST}; scripts/compile.py makes one"
-        )
-    content = read_json(folder / MANIFEST)
-    again = "compile it again"
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{folder} has format {content.get('format')!r}; this version reads {FORMAT}: {again}"
-        )
-    if content.get("sha256") != _digest(content):
-        raise InputError(f"{folder / MANIFEST} is damaged: its checksum is another; {again}")
+    content = read_manifest(folder)
     if content["device"] != device:
-        raise InputError(f"{folder} was made for {content['device']}, not for {device}: {again}")
+        raise InputError(f"{folder} was made for {content['device']}, not for {device}")
     other = [
-        f"{name} {made} instead of {versions.get(name)}"
+        f"{name} {made} (here {versions.get(name)})"
         for name, made in content["versions"].items()
         if versions.get(name) != made
     ]
     if other:
-        raise InputError(f"{folder} was made with {', '.join(other)}: {again}")
-    there = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    } - {MANIFEST}
-    wrong = sorted(there ^ set(content["files"]))
+        raise InputError(f"{folder} was made with {', '.join(other)}: compile it again here")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    wrong = sorted((there - {MANIFEST}) ^ set(content["files"]))
     if wrong:
         raise InputError(f"{folder} misses files or has others than its own: {listed(wrong)}")
     damaged = [name for name, told in content["files"].items() if sha256(folder / name) != told]
     if damaged:
-        raise InputError(f"{folder} is damaged: {listed(damaged)} changed since it was made")
+        raise InputError(f"{folder} is damaged; changed since it was made: {listed(damaged)}")
     return Artifact(folder, content)

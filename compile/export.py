@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from compile import graphs
-from compile.artifact import CHECKPOINT, Artifact
+from compile.artifact import Artifact
 from compile.graphs import GraphSpec
 from models.causal_lm import CacheShape, CausalLM, load
 from models.parallel import TensorParallel
@@ -91,7 +91,7 @@ class CpuSession:
     def __init__(self, artifact: Artifact, parallel: TensorParallel) -> None:
         what = artifact.manifest
         self.model = load(
-            artifact.folder / CHECKPOINT,
+            artifact.checkpoint,
             dtype=what["dtype"],
             kernels=what["kernels"],
             target=what["target"],

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from compile.artifact import CHECKPOINT, Artifact
+from compile.artifact import Artifact
 from compile.backend import Session
 from models.causal_lm import CacheShape, ModelConfig, load_config
 from models.causal_lm.directory import resolve_dtype
@@ -52,13 +52,20 @@ class Bucket:
 
 
 class CompiledLM:
-    """An artefact's graphs, called as a `models.causal_lm.CausalLM` is."""
+    """An artefact's graphs, called as a `models.causal_lm.CausalLM` is.
 
-    def __init__(self, artifact: Artifact, session: Session) -> None:
-        self.artifact, self.session = artifact, session
+    Attributes:
+        session: what runs the graphs; set once it is loaded, which what can be refused need not
+            wait for.
+    """
+
+    session: Session
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
         what = artifact.manifest
         self.candidates: int = what["candidates"]
-        self.config: ModelConfig = load_config(artifact.folder / CHECKPOINT)
+        self.config: ModelConfig = load_config(artifact.checkpoint)
         self.device = torch.device("cpu")  # a session takes and gives tensors of the host
         self.dtype = resolve_dtype(what["dtype"], self.config)
         self._bucket: Bucket | None = None

@@ -3,6 +3,7 @@
 python scripts/generate.py                                     the default model, an unseen problem
 python scripts/generate.py --model DIR --prompt "..." -n 16    a Hugging Face checkpoint
 torchrun --nproc-per-node 2 scripts/generate.py --tp 2         a model split over two processes
+python scripts/generate.py --artifact DIR --prompt "..."       graphs that scripts/compile.py made
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Until `main` runs, Ctrl-C ends the process without a traceback out of an import.
@@ -19,14 +20,9 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import contextlib
-import os
-
-from tqdm import tqdm
 
 from compile.devices import resolve
 from models.causal_lm import (
-    CausalLM,
     ModelConfig,
     Tokenizer,
     find_checkpoint,
@@ -39,8 +35,6 @@ from models.evaluation.commands import TIME_LIMIT
 from models.files import output_path, write_json
 from models.generation import (
     DraftModel,
-    Generation,
-    Progress,
     PromptLookup,
     Ranked,
     Sample,
@@ -54,9 +48,10 @@ from models.generation import (
     vote,
 )
 from models.parallel import started
-from models.pretrained import DEFAULT_MODEL, checker, example_prompt
+from models.pretrained import checker, example_prompt
 from nki_kernels.errors import InputError
-from scripts import command_line, options, telling
+from scripts import command_line, options, serving, telling
+from scripts.serving import Run, spoken_by, steps
 
 Check = Callable[[str, str], bool | None]
 Drafts = Callable[[], Speculation | None]
@@ -68,9 +63,21 @@ EXAMPLE = 4
 
 def parse() -> argparse.Namespace:
     """The command line; every word means the same in all scripts."""
+    made = parser()
+    args = made.parse_args()
+    if args.artifact is not None:
+        serving.check_options(args, made.parse_args([]))
+    return args
+
+
+def parser() -> command_line.Parser:
+    """The options."""
     parser = command_line.Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     options.add_model(parser)
+    add(
+        "--artifact", metavar="DIR", help="compiled graphs (scripts/compile.py) in place of --model"
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt (the default model has one)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file that holds the prompt")
@@ -125,7 +132,7 @@ def parse() -> argparse.Namespace:
     )
     add("--show", type=int, default=10, metavar="K", help="ranked answers to print (%(default)s)")
     add("--json", metavar="OUT", help="write everything to this file as well")
-    return parser.parse_args()  # fmt: skip
+    return parser  # fmt: skip
 
 
 def main() -> None:
@@ -134,10 +141,9 @@ def main() -> None:
     out = None if args.json is None else output_path(args.json, "--json")
     if args.show < 1:
         raise InputError(f"--show is {args.show}; it must be 1 or more")
-    device = resolve(args.device)
-    kernels = kernels_of(args)
-    directory = find_checkpoint(args.model)
-    text = read_prompt(args)
+    compiled = None if args.artifact is None else serving.find_artifact(args.artifact)
+    directory = find_checkpoint(args.model) if compiled is None else compiled[0].checkpoint
+    text = read_prompt(args, directory)
     config = load_config(directory)
     tokenizer = Tokenizer.load(directory)
     options.check_vocabulary(config, tokenizer, directory)
@@ -146,9 +152,43 @@ def main() -> None:
     sampling = options.choose_sampling(args, tokenizer)
     prompt = tokenizer.encode_chat(text) if args.chat else tokenizer.encode(text)
     check_request(config, prompt, args.samples, args.max_new_tokens, args.seed)
-    check_degree(config, args.tp)
     check_stop(args.stop, tokenizer.decode, config.vocab_size)
-    ranking, drafts = choose_ranking(args, text), choose_drafts(args, config)
+    ranking = choose_ranking(args, text)
+    if compiled is None:
+        run = eager(args, directory, config, tokenizer, text, prompt, sampling)
+    else:
+        run = serving.answered(args, *compiled, tokenizer, prompt, sampling)
+    if run is None:
+        return
+    generation, texts = run.generation, [(s.text or "").strip() for s in run.generation.samples]
+    check: Check = checker(directory) or (lambda prompt, answer: None)
+    right = [check(text, answer) for answer in texts]
+    ranked = ranking(generation.samples, texts)
+    telling.print_answers(ranked, texts, right, args.show, scored=args.score is not None)
+    telling.print_costs(generation, run.cache_bytes, run.ranks, run.device, run.simulated)
+    if out is not None:
+        write_json(
+            out,
+            telling.report(
+                args, text, prompt, sampling, generation, ranked, texts, right, run.kernels
+            ),
+        )
+        print(f"written   {out}")
+
+
+def eager(
+    args: argparse.Namespace,
+    directory: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    text: str,
+    prompt: list[int],
+    sampling: Sampling,
+) -> Run | None:
+    """Loads the checkpoint and draws; None on all ranks but the first."""
+    device, kernels = resolve(args.device), kernels_of(args)
+    check_degree(config, args.tp)
+    drafts = choose_drafts(args, config)
     with started(args.tp, device.torch) as parallel, spoken_by(parallel.rank == 0):
         model = load(
             directory,
@@ -165,72 +205,27 @@ def main() -> None:
         )
         unknown = tokenizer.count_unknown(prompt)
         telling.print_head(args, model, kernels, prompt, text, unknown, sampling)
-        generation = sample_answers(args, model, prompt, sampling, tokenizer, drafts())
-    if parallel.rank > 0:
-        return
-    texts = [(sample.text or "").strip() for sample in generation.samples]
-    check: Check = checker(directory) or (lambda prompt, answer: None)
-    right = [check(text, answer) for answer in texts]
-    ranked = ranking(generation.samples, texts)
-    telling.print_answers(ranked, texts, right, args.show, scored=args.score is not None)
-    telling.print_costs(generation, model, args.device, kernels)
-    if out is not None:
-        write_json(
-            out,
-            telling.report(args, text, prompt, sampling, generation, ranked, texts, right, kernels),
-        )
-        print(f"written   {out}")
+        with steps(args.max_new_tokens, parallel.rank > 0) as progress:
+            generation = generate(
+                model,
+                prompt,
+                samples=args.samples,
+                max_new_tokens=args.max_new_tokens,
+                sampling=sampling,
+                seed=args.seed,
+                attention=args.attention,
+                eos_token_ids=tokenizer.eos_token_ids,
+                stop=args.stop,
+                detokenise=tokenizer.decode,
+                progress=progress,
+                speculation=drafts(),
+            )
+    simulated = kernels == "nki" and model.device.type == "cpu"
+    run = Run(generation, model.cache_bytes(), args.tp, args.device, kernels, simulated)
+    return run if parallel.rank == 0 else None
 
 
-@contextlib.contextmanager
-def spoken_by(me: bool) -> Iterator[None]:
-    """Prints, or does not: one of several processes speaks."""
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(sys.stdout if me else nowhere),
-    ):
-        yield
-
-
-def sample_answers(
-    args: argparse.Namespace,
-    model: CausalLM,
-    prompt: list[int],
-    sampling: Sampling,
-    tokenizer: Tokenizer,
-    speculation: Speculation | None,
-) -> Generation:
-    """Draw, with a bar of the steps."""
-    with tqdm(
-        total=args.max_new_tokens,
-        unit="step",
-        leave=False,
-        dynamic_ncols=True,
-        disable=model.parallel.rank > 0,
-    ) as bar:
-
-        def progress(at: Progress) -> None:
-            what = f"{at.phase}, {at.unfinished} of {at.samples} samples go on"
-            bar.set_description(what, refresh=at.phase == "prefill")
-            bar.update(at.step - bar.n)
-
-        return generate(
-            model,
-            prompt,
-            samples=args.samples,
-            max_new_tokens=args.max_new_tokens,
-            sampling=sampling,
-            seed=args.seed,
-            attention=args.attention,
-            eos_token_ids=tokenizer.eos_token_ids,
-            stop=args.stop,
-            detokenise=tokenizer.decode,
-            progress=progress,
-            speculation=speculation,
-        )
-
-
-def read_prompt(args: argparse.Namespace) -> str:
+def read_prompt(args: argparse.Namespace, directory: Path) -> str:
     """The prompt's text, from the argument, the file, or the default model's example."""
     if args.prompt is not None:
         return not_blank(args.prompt, "--prompt")
@@ -244,7 +239,7 @@ def read_prompt(args: argparse.Namespace) -> str:
             raise InputError(
                 f"--prompt-file {args.prompt_file} is not UTF-8 text: {error}"
             ) from error
-    if Path(args.model).resolve() == DEFAULT_MODEL.resolve():
+    if checker(directory) is not None:  # it plays what the default model plays
         return example_prompt(EXAMPLE)
     raise InputError("a prompt is needed: --prompt TEXT or --prompt-file F")
 

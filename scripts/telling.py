@@ -134,11 +134,20 @@ def print_answers(
         )
 
 
-def print_costs(generation: Generation, model: CausalLM, device: str, kernels: str) -> None:
-    """Seconds, and bytes of keys and values beside what ordinary decoding would take."""
+def print_costs(
+    generation: Generation, cache_bytes: int, ranks: int, device: str, simulated: bool
+) -> None:
+    """Seconds, and bytes of keys and values beside what ordinary decoding would take.
+
+    Args:
+        generation: what was made.
+        cache_bytes: that a rank's cache holds.
+        ranks: that shared the network.
+        device: the word for it.
+        simulated: whether the simulator ran its kernels.
+    """
     t, traffic = generation.timings, generation.traffic
     rate = f"{t.tokens_per_second:.1f} tokens/s" if t.steps else "no decode step"
-    simulated = kernels == "nki" and model.device.type == "cpu"
     note = "; the simulator's speed, not a NeuronCore's" if simulated else ""
     print(
         f"\ntime      prefill {t.prefill:.2f} s, decode {t.decode:.2f} s, {rate} ({device}{note})"
@@ -151,10 +160,10 @@ def print_costs(generation: Generation, model: CausalLM, device: str, kernels: s
             f"{t.decoded / len(drafted):.2f} tokens a sample and step"
         )
     ours, theirs = traffic.bifurcated, traffic.ordinary
-    each = f" in each of {model.parallel.size} processes" if model.parallel.size > 1 else ""
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
     print(
         f"KV stored {size(ours.stored_live)} bifurcated, {size(theirs.stored_live)} ordinary; "
-        f"this run's cache holds {size(model.cache_bytes())}{each}"
+        f"this run's cache holds {size(cache_bytes)}{each}"
     )
     if t.steps:
         print(

@@ -1,0 +1,174 @@
+"""`generate.py --artifact`: the same answers, from graphs that were compiled."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from compile.artifact import Artifact, open_artifact, read_manifest
+from compile.backend import Backend
+from compile.run import CompiledLM
+from models.causal_lm import CacheShape, Tokenizer
+from models.generation import Generation, Generator, Progress, Sampling
+from models.generation.results import ProgressCallback
+from models.parallel import started
+from nki_kernels.errors import InputError
+from scripts.compiling import backend_for
+
+OWN = {
+    "device": "was chosen when it was compiled",
+    "model": "is in the artefact",
+    "dtype": "was chosen when it was compiled",
+    "kernels": "were chosen when it was compiled",
+    "target": "was chosen when it was compiled",
+    "attention": "was chosen when it was compiled",
+    "weights": "are in the artefact",
+    "kv_dtype": "was chosen when it was compiled",
+    "kv_split": "was chosen when it was compiled",
+    "tp": "was chosen when it was compiled",
+    "speculate": "needs graphs of several tokens a step, which are not compiled",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was drawn, and by what.
+
+    Attributes:
+        generation: the answers.
+        cache_bytes: that a rank's keys and values take.
+        ranks: that shared the network.
+        device: the word for it.
+        kernels: "auto", "nki" or "torch".
+        simulated: whether the simulator ran the kernels.
+    """
+
+    generation: Generation
+    cache_bytes: int
+    ranks: int
+    device: str
+    kernels: str
+    simulated: bool
+
+
+def check_options(args: argparse.Namespace, defaults: argparse.Namespace) -> None:
+    """Refuses options that an artefact has settled.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, why in OWN.items():
+        if getattr(args, name) != getattr(defaults, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with --artifact: it {why}")
+
+
+def find_artifact(folder: str) -> tuple[Artifact, Backend]:
+    """A verified artefact and what runs it.
+
+    Raises:
+        InputError: it is none, or cannot run here.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"--artifact {folder}: there is no such folder")
+    backend, _ = backend_for(read_manifest(path)["device"])
+    return open_artifact(path, backend.name, backend.versions()), backend
+
+
+def answered(
+    args: argparse.Namespace,
+    artifact: Artifact,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    sampling: Sampling,
+) -> Run | None:
+    """Loads an artefact, runs each graph once, and draws; None on all ranks but the first.
+
+    Raises:
+        InputError: no bucket holds the request, or the graphs do not draw so.
+    """
+    what = artifact.manifest
+    compiled = CompiledLM(artifact)
+    compiled.check_sampling(sampling)
+    shape = compiled.route(len(prompt), args.samples, args.max_new_tokens)
+    with started(what["tp"]) as parallel, spoken_by(parallel.rank == 0):
+        began = time.perf_counter()
+        compiled.session = backend.load(artifact, parallel)
+        load = time.perf_counter() - began
+        warm = compiled.warm_up(progress=parallel.rank == 0)
+        nbytes = compiled.session.nbytes()
+        print_head(args, artifact, prompt, shape, sampling, load, warm)
+        with steps(args.max_new_tokens, parallel.rank > 0) as progress:
+            generator = Generator(compiled, shape, tokenizer.eos_token_ids, tokenizer.decode)
+            generation = generator.run(
+                prompt,
+                samples=args.samples,
+                max_new_tokens=args.max_new_tokens,
+                sampling=sampling,
+                seed=args.seed,
+                stop=args.stop,
+                progress=progress,
+            )
+    simulated = backend.name == "cpu" and what["kernels"] == "nki"
+    run = Run(generation, nbytes["kv"], what["tp"], backend.name, what["kernels"], simulated)
+    return run if parallel.rank == 0 else None
+
+
+def print_head(
+    args: argparse.Namespace,
+    artifact: Artifact,
+    prompt: list[int],
+    shape: CacheShape,
+    sampling: Sampling,
+    load: float,
+    warm: dict[str, float],
+) -> None:
+    """What is about to run, and where."""
+    what = artifact.manifest
+    top = what["candidates"]
+    draw = f"among {top} tokens, in the graph" if top else "on the host"
+    print(f"artefact  {artifact.folder}, for {what['device']}: {what['instance']}, tp {what['tp']}")
+    print(f"          {what['family']}, {what['dtype']}, kernels: {what['kernels']}, draw {draw}")
+    print(
+        f"          loaded in {load:.1f} s, {len(warm)} graphs warmed up in "
+        f"{sum(warm.values()):.1f} s"
+    )
+    print(f"prompt    {len(prompt)} tokens")
+    print(
+        f"bucket    G = {shape.G}, r = {shape.r}, S_ctx = {shape.S_ctx}, S_dec = {shape.S_dec}; "
+        f"{len(prompt) / shape.S_ctx:.0%} of the context slots are used"
+    )
+    print(
+        f"sampling  n = {args.samples}, temperature {sampling.temperature:g}, "
+        f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}",
+        flush=True,
+    )
+
+
+@contextmanager
+def spoken_by(me: bool) -> Iterator[None]:
+    """Prints, or does not: one of several processes speaks."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if me else nowhere):
+        yield
+
+
+@contextmanager
+def steps(total: int, silent: bool) -> Iterator[ProgressCallback]:
+    """A bar of the steps of a generation."""
+    with tqdm(total=total, unit="step", leave=False, dynamic_ncols=True, disable=silent) as bar:
+
+        def progress(at: Progress) -> None:
+            what = f"{at.phase}, {at.unfinished} of {at.samples} samples go on"
+            bar.set_description(what, refresh=at.phase == "prefill")
+            bar.update(at.step - bar.n)
+
+        yield progress
