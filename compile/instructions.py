@@ -16,7 +16,7 @@ from typing import Any
 
 from models.causal_lm import CacheShape, ModelConfig
 from models.causal_lm.attention import CHUNK
-from models.causal_lm.sharding import Heads
+from models.causal_lm.sharding import Heads, split_heads
 from nki_kernels import launch, predict
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
@@ -125,8 +125,8 @@ def tiles(M: int, K: int, N: int) -> int:
 
 def _rest(config: ModelConfig, tp: int, rows: int, last_rows: int) -> int:
     """Everything but attention, of all layers and the head."""
-    c, wide = config, -(-config.intermediate_size // tp)
-    h, g = c.h // tp, max(c.g // tp, 1)
+    c, wide, heads = config, -(-config.intermediate_size // tp), split_heads(config, tp, 0)
+    h, g = heads.h, heads.g
     layer = tiles(rows, c.hidden_size, (h + 2 * g) * c.d) + tiles(rows, h * c.d, c.hidden_size)
     mlp = 2 * tiles(rows, c.hidden_size, wide) + tiles(rows, wide, c.hidden_size)
     layer += mlp * max(1, c.experts)

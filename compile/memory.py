@@ -14,7 +14,7 @@ import torch
 
 from compile.instances import GIB, Instance
 from models.causal_lm import CacheShape, CausalLM, ModelConfig
-from models.causal_lm.sharding import KVSplit, kv_bytes
+from models.causal_lm.sharding import KVSplit, kv_bytes, split_heads
 from models.parallel import TensorParallel
 from models.parallel.group import Ranks
 from nki_kernels.errors import InputError
@@ -80,8 +80,8 @@ class Network:
         whole vocabulary in fp32, gathered. In the torch form the attention logits and weights are
         tensors too, of `keys` keys a row, in fp32.
         """
-        c = self.config
-        h, g = c.h // self.tp, max(c.g // self.tp, 1)
+        c, heads = self.config, split_heads(self.config, self.tp, 0)
+        h, g = heads.h, heads.g
         wide = max(2 * -(-c.intermediate_size // self.tp), 2 * (h + g) * c.d)
         wide = wide if not c.experts else wide + c.experts * c.hidden_size
         found = rows * (3 * c.hidden_size + wide) * self.dtype.itemsize

@@ -259,6 +259,13 @@ def _warnings(
         for g in graphs
         if g.count.total > MANY
     ]
+    heads = split_heads(network.config, network.tp, 0)
+    computed, own = heads.h * network.tp, network.config.h
+    if computed > own:
+        found.append(
+            f"tp {network.tp} does not divide the {own} query heads: {computed} are computed, of "
+            f"which {computed - own} are zeros"
+        )
     if host.workers == 0:
         found.append(
             f"a compile worker is estimated at {_gib(host.worker)}, and a host of {instance.name} "

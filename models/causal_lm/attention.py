@@ -123,7 +123,7 @@ class Attention(nn.Module):
         }
         self.way = attention
         size, bias = config.hidden_size, config.qkv_bias
-        q_size, kv_size = config.h * config.d, heads.g * parallel.size * config.d
+        q_size, kv_size = (each * parallel.size * config.d for each in (heads.h, heads.g))
         self.q_proj = parallel.column(size, q_size, bias, dtype, device)
         self.k_proj = parallel.column(size, kv_size, bias, dtype, device)
         self.v_proj = parallel.column(size, kv_size, bias, dtype, device)

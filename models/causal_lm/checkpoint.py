@@ -233,8 +233,7 @@ def live_part(shard: Shard) -> tuple[list[slice], tuple[int, ...]]:
     """The slices of the whole weight that a shard holds, and its shape, zeros included."""
     part = [slice(0, size) for size in shard.whole]
     if shard.dim is not None:
-        size = shard.whole[shard.dim]
-        part[shard.dim] = slice(min(shard.start, size), min(shard.stop, size))
+        part[shard.dim] = slice(*shard.live)
     return part, shard.shape
 
 

@@ -1,8 +1,9 @@
 """How a network is split over tp ranks: which degrees are possible, and which part a rank holds.
 
-Query heads are split evenly. Key/value heads are split too while there are at least tp of them;
-beyond that `replicas` consecutive ranks read the same one. Vocabulary and feed-forward layers are
-split evenly and padded with zeros where they do not divide.
+Key/value heads are split evenly while there are at least tp of them; beyond that `replicas`
+consecutive ranks read the same one and share the query heads that do. Where those do not divide,
+the last ranks of a head compute heads of zeros, which the output projection drops. Vocabulary and
+feed-forward layers are split evenly and padded with zeros where they do not divide.
 """
 
 from __future__ import annotations
@@ -27,22 +28,33 @@ class Heads:
     """The part of attention that a rank computes.
 
     Attributes:
-        h: query heads.
+        h: query heads, those of zeros included.
         g: key/value heads.
         first: the first of them.
         replicas: ranks that read the same key/value heads.
+        first_query: the first of the query heads.
+        queries: how many of them are the network's own.
     """
 
     h: int
     g: int
     first: int
     replicas: int
+    first_query: int
+    queries: int
+
+
+MOST_RANKS = 64
+"""Up to which powers of two are offered where query heads are padded: the logical cores of the
+largest instances (AWS's Trn2 UltraServer)."""
 
 
 def legal_degrees(config: ModelConfig) -> list[int]:
-    """The degrees that heads can be split by."""
+    """The degrees that heads can be split by: those that divide them, then powers of two."""
     h, g = config.h, config.g
-    return [tp for tp in range(1, h + 1) if h % tp == 0 and (g % tp == 0 or tp % g == 0)]
+    found = {tp for tp in range(1, h + 1) if h % tp == 0 and (g % tp == 0 or tp % g == 0)}
+    padded = (1 << i for i in range(MOST_RANKS.bit_length()))
+    return sorted(found | {tp for tp in padded if tp % g == 0})
 
 
 def check_degree(config: ModelConfig, tp: int) -> None:
@@ -78,7 +90,11 @@ def split_heads(config: ModelConfig, tp: int, rank: int) -> Heads:
     check_degree(config, tp)
     g = max(config.g // tp, 1)
     replicas = max(tp // config.g, 1)
-    return Heads(h=config.h // tp, g=g, first=rank // replicas * g, replicas=replicas)
+    first = rank // replicas * g
+    h = -(-g * config.p // replicas)
+    end = (first + g) * config.p  # of the query heads that read these
+    first_query = min(first * config.p + rank % replicas * h, end)
+    return Heads(h, g, first, replicas, first_query, queries=min(h, end - first_query))
 
 
 @dataclass(frozen=True)
@@ -123,12 +139,14 @@ class Shard:
         dim: the dimension that is split; None when the rank holds all of it.
         start: first index of the part in that dimension.
         stop: behind its last. What lies at or beyond the end of the weight is zero.
+        limit: where it ends for this rank, if before its end.
     """
 
     whole: tuple[int, ...]
     dim: int | None = None
     start: int = 0
     stop: int = 0
+    limit: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,12 +155,18 @@ class Shard:
             return self.whole
         return (*self.whole[: self.dim], self.stop - self.start, *self.whole[self.dim + 1 :])
 
+    @property
+    def live(self) -> tuple[int, int]:
+        """First index and the one behind the last of what is not padding."""
+        assert self.dim is not None
+        size = self.whole[self.dim] if self.limit is None else self.limit
+        return min(self.start, size), min(self.stop, size)
+
     def take(self, weight: Tensor) -> Tensor:
         """The part of `weight` [whole], in memory of its own."""
         if self.dim is None:
             return weight.clone()
-        size = self.whole[self.dim]
-        start, stop = min(self.start, size), min(self.stop, size)
+        start, stop = self.live
         part = weight.narrow(self.dim, start, stop - start)
         missing = (self.stop - self.start) - (stop - start)
         behind = [0, 0] * (weight.dim() - 1 - self.dim)  # F.pad counts from the last dimension
@@ -182,7 +206,12 @@ def shards(network: nn.Module, config: ModelConfig, tp: int, rank: int) -> dict[
             found[name] = Shard(tuple(shape))
             continue
         length = shape[dim]
-        start = heads.first * config.d if module in ("k_proj", "v_proj") else rank * length
+        start, limit = rank * length, None
+        if module in ("k_proj", "v_proj"):
+            start = heads.first * config.d
+        elif module in ("q_proj", "o_proj"):
+            start = heads.first_query * config.d
+            limit = start + heads.queries * config.d
         shape[dim] = wholes[module]
-        found[name] = Shard(tuple(shape), dim, start, start + length)
+        found[name] = Shard(tuple(shape), dim, start, start + length, limit)
     return found

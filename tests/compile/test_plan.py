@@ -188,7 +188,7 @@ def test_auto_kernels_say_why_not() -> None:
         ({"instance": "p5.48xlarge"}, "known: trn1"),
         ({"tp": 4}, "has 2 cores"),
         ({"instance": "trn1.32xlarge", "tp": 4}, "runtime supports 1, 2, 8, 16, 32"),
-        ({"instance": "trn1.32xlarge", "tp": 8}, "4 query heads and 2 key/value heads"),
+        ({"instance": "inf2.48xlarge", "tp": 24}, "4 query heads and 2 key/value heads"),
         ({"contexts": (64, 32)}, "context buckets are 64,32"),
         ({"contexts": (0, 32)}, "context buckets are 0,32"),
         ({"samples": (4, 4)}, "samples buckets are 4,4"),

@@ -49,7 +49,7 @@ def test_quantise_then_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     [
         ([], "give either --tp, or --weights or --kv-dtype"),
         (["--tp", 2, "--weights", "int8"], "give either --tp"),
-        (["--tp", 3], "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4"),
+        (["--tp", 3], "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4, 8"),
         (["--tp", 2, "--dtype", "float16"], "dtype is 'float16'; supported: float32, bfloat16"),
         (["--weights", "int4"], "invalid choice: 'int4'"),
         (["--weights", "int8", "--calibration", "x"], "--calibration is for --kv-dtype"),

@@ -190,7 +190,10 @@ MISTAKES = [
     (["--json", ""], "--json is empty"),
     (["--json", "x" * 300], "File name too long"),
     (["--prompt", " "], "the prompt is empty"),
-    (["--tp", "3"], "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4 ranks"),
+    (
+        ["--tp", "3"],
+        "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4, 8, ",
+    ),
     (["--tp", "0"], "tp is 0; 4 query heads"),
     (["--tp", "2"], "there is one process; torchrun --nproc-per-node 2 starts as many"),
     (["--kv-split", "halves"], "invalid choice: 'halves'"),

@@ -25,12 +25,13 @@ def rank(index: int, tp: int) -> TensorParallel:
 @pytest.mark.parametrize(
     ("h", "g", "legal"),
     [
-        (32, 8, [1, 2, 4, 8, 16, 32]),
-        (32, 32, [1, 2, 4, 8, 16, 32]),
-        (12, 2, [1, 2, 4, 6, 12]),
-        (12, 4, [1, 2, 4, 12]),
+        (32, 8, [1, 2, 4, 8, 16, 32, 64]),
+        (32, 32, [1, 2, 4, 8, 16, 32, 64]),
+        (12, 2, [1, 2, 4, 6, 8, 12, 16, 32, 64]),
+        (12, 4, [1, 2, 4, 8, 12, 16, 32, 64]),
         (12, 3, [1, 3, 6, 12]),
-        (6, 1, [1, 2, 3, 6]),
+        (6, 1, [1, 2, 3, 4, 6, 8, 16, 32, 64]),
+        (14, 2, [1, 2, 4, 8, 14, 16, 32, 64]),
     ],
 )
 def test_legal_degrees(h: int, g: int, legal: list[int]) -> None:
@@ -38,18 +39,20 @@ def test_legal_degrees(h: int, g: int, legal: list[int]) -> None:
 
 
 def test_an_illegal_degree_is_told_without_weights() -> None:
-    message = "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4 ranks"
+    message = "tp is 3; 4 query heads and 2 key/value heads can be split over 1, 2, 4, 8, 16, 32, "
     with pytest.raises(InputError, match=message):
         CausalLM(tiny.CONFIG, device="meta", parallel=rank(0, 3))
     with pytest.raises(InputError, match="kv_split is 'halves'; it must be positions or replicate"):
         CausalLM(tiny.CONFIG, kv_split="halves")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("tp", [1, 3, 6, 12])
+@pytest.mark.parametrize(
+    ("g", "tp"), [(3, 1), (3, 3), (3, 6), (3, 12), (1, 8), (2, 8), (2, 32), (4, 8)]
+)
 @pytest.mark.parametrize("tied", [False, True])
-def test_shards_make_up_each_weight(tp: int, tied: bool) -> None:
+def test_shards_make_up_each_weight(g: int, tp: int, tied: bool) -> None:
     """Every element is on some rank, in its place; beyond the end are zeros."""
-    config = replace(tiny.CONFIG, h=12, g=3, tie_word_embeddings=tied, experts=2, **BIASED)
+    config = replace(tiny.CONFIG, h=12, g=g, tie_word_embeddings=tied, experts=2, **BIASED)
     config = replace(config, experts_per_token=1)
     whole = CausalLM(config)
     tiny.randomise(whole.named_parameters())
@@ -70,11 +73,10 @@ def test_shards_make_up_each_weight(tp: int, tied: bool) -> None:
         dim, seen = parts[0].dim, torch.zeros_like(weight)
         for part in parts:
             taken = part.take(weight)
-            live = max(min(part.stop, weight.shape[dim]) - part.start, 0)
+            start, stop = part.live
+            live = stop - start
             assert taken.narrow(dim, live, taken.shape[dim] - live).count_nonzero() == 0
-            seen.narrow(dim, min(part.start, weight.shape[dim]), live).copy_(
-                taken.narrow(dim, 0, live)
-            )
+            seen.narrow(dim, start, live).copy_(taken.narrow(dim, 0, live))
         assert torch.equal(seen, weight), name
 
 
@@ -108,10 +110,19 @@ def test_heads_lie_with_the_key_value_head_that_they_read() -> None:
     for tp in legal_degrees(config):
         for r in range(tp):
             heads = split_heads(config, tp, r)
-            readers = range(r * heads.h, (r + 1) * heads.h)
+            readers = range(heads.first_query, heads.first_query + heads.queries)
             read = {i // config.p for i in readers}
-            assert read == set(range(heads.first, heads.first + heads.g))
+            assert read == (set(range(heads.first, heads.first + heads.g)) if readers else set())
             assert heads.replicas == max(tp // 8, 1)
+
+
+@pytest.mark.parametrize(("h", "g", "tp"), [(4, 2, 8), (14, 2, 4), (14, 2, 16), (6, 1, 4)])
+def test_every_query_head_is_on_one_rank(h: int, g: int, tp: int) -> None:
+    config = replace(tiny.CONFIG, h=h, g=g)
+    every = [split_heads(config, tp, r) for r in range(tp)]
+    assert len({heads.h for heads in every}) == 1
+    own = [i for a in every for i in range(a.first_query, a.first_query + a.queries)]
+    assert own == list(range(h))
 
 
 def test_a_part_behind_the_end_is_zero() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.causal_lm import ModelConfig, load
 from models.generation import Sampling, generate
+from tests.models import tiny
 from tests.models.causal_lm import families
 from tests.models.causal_lm.driver import Script, run, sequences
 from tests.models.causal_lm.families import MODELS
@@ -20,6 +21,7 @@ from tests.models.parallel.ranks import Pool
 
 pytestmark = [pytest.mark.null, pytest.mark.slow]
 
+BIASED: dict[str, Any] = {"qkv_bias": True, "o_bias": True, "qk_norm": True}
 SCRIPT = Script(prompt_lengths=(21, 9), steps=(1,) * 12 + (3,))
 TOLERANCE = 1e-5  # of the largest logit
 
@@ -103,6 +105,17 @@ def test_an_error_is_seen(
     config, weights, expected = case(name)
     results = pool.call(tp, work.logits, config, weights, SCRIPT, "positions", fault)
     assert max(error(got, expected) for *got, _ in results) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(("h", "g"), [(6, 2), (3, 1)])
+@pytest.mark.parametrize("kv_split", ["positions", "replicate"])
+def test_query_heads_that_do_not_divide(pool: Pool, h: int, g: int, kv_split: str) -> None:
+    """Over four ranks: some compute heads of zeros."""
+    model = tiny.model(h=h, g=g, max_position=256, **BIASED)
+    expected = run(model, SCRIPT)
+    weights = dict(model.state_dict())
+    for *got, _ in pool.call(4, work.logits, model.config, weights, SCRIPT, kv_split):
+        assert error(got, expected) < TOLERANCE
 
 
 def test_a_split_context_takes_a_part_of_the_memory(
