@@ -86,13 +86,15 @@ def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None
         plan, checkpoint, out, backend, cache, candidates, progress=args.json != "-"
     )
     seconds = time.perf_counter() - began
-    for line in told(made, seconds, out, backend, folder):
+    for line in told(made, seconds, out, backend, folder, args.tp):
         print(line)
     if args.json and args.json != "-":
         write_json(Path(args.json), as_json(made, seconds, out, backend))
 
 
-def told(made: Made, seconds: float, out: Path, backend: Backend, cache: Path) -> list[str]:
+def told(
+    made: Made, seconds: float, out: Path, backend: Backend, cache: Path, ranks: int
+) -> list[str]:
     """What was made, in words."""
     compiled = {name: s for name, s in made.graphs.items() if s is not None}
     lines = [
@@ -104,7 +106,8 @@ def told(made: Made, seconds: float, out: Path, backend: Backend, cache: Path) -
     lines.append(f"written   {out}: {made.nbytes:,} bytes in {seconds:.1f} s")
     if backend.name == "cpu":
         lines.append("evidence  computed: no graph has been seen by neuronx-cc")
-    lines.append(f"run it    python scripts/generate.py --artifact {out}")
+    start = "python" if ranks == 1 else f"torchrun --nproc-per-node {ranks}"
+    lines.append(f"run it    {start} scripts/generate.py --artifact {out}")
     return lines
 
 

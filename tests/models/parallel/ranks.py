@@ -31,7 +31,7 @@ def work(rank: int, world: int, backend: str, store: str, pipe: Connection) -> N
         backend, store=dist.FileStore(store, world), rank=rank, world_size=world
     )
     groups = {}
-    for tp in (2, 4):
+    for tp in (2, 4, 8):
         for first in range(0, world // tp * tp, tp):
             group = dist.new_group(range(first, first + tp))
             if first <= rank < first + tp:
