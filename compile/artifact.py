@@ -15,13 +15,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.causal_lm.directory import listed, read_json
+from models.causal_lm.shards import file_name
 from models.causal_lm.storage import sha256
 from models.files import TEMPORARY, write_json
 from nki_kernels.errors import InputError
@@ -53,6 +54,23 @@ class Artifact:
     def graphs(self) -> list[str]:
         """Names of its graphs."""
         return [graph["name"] for graph in self.manifest["graphs"]]
+
+    def check_weights(self, rank: int) -> None:
+        """Verifies the weights of one rank, which are all that it reads of them.
+
+        Raises:
+            InputError: they changed since the artefact was made.
+        """
+        self.check_files([f"{CHECKPOINT}/{file_name(self.manifest['tp'], rank)}"])
+
+    def check_files(self, names: Iterable[str]) -> None:
+        """Verifies files by their names in the manifest; see `check_weights`."""
+        told = self.manifest["files"]
+        damaged = [name for name in names if sha256(self.folder / name) != told[name]]
+        if damaged:
+            raise InputError(
+                f"{self.folder} is damaged; changed since it was made: {listed(damaged)}"
+            )
 
 
 def check_out(out: Path) -> None:
@@ -178,7 +196,9 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
 
 
 def open_artifact(folder: Path, device: str, versions: Mapping[str, str]) -> Artifact:
-    """Verifies an artefact: what it was made for and with, and every byte.
+    """Verifies an artefact: what it was made for and with, and every byte but the weights.
+
+    Those a rank verifies when it loads them: `Artifact.check_weights`.
 
     Args:
         folder: where it is.
@@ -203,7 +223,7 @@ def open_artifact(folder: Path, device: str, versions: Mapping[str, str]) -> Art
     wrong = sorted((there - {MANIFEST}) ^ set(content["files"]))
     if wrong:
         raise InputError(f"{folder} misses files or has others than its own: {listed(wrong)}")
-    damaged = [name for name, told in content["files"].items() if sha256(folder / name) != told]
-    if damaged:
-        raise InputError(f"{folder} is damaged; changed since it was made: {listed(damaged)}")
-    return Artifact(folder, content)
+    artifact = Artifact(folder, content)
+    weights = {f"{CHECKPOINT}/{file_name(content['tp'], rank)}" for rank in range(content["tp"])}
+    artifact.check_files(name for name in content["files"] if name not in weights)
+    return artifact

@@ -9,8 +9,10 @@ groups that there are.
 from __future__ import annotations
 
 import io
+import json
 import platform
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from compile import graphs
 from compile.artifact import Artifact
 from compile.graphs import GraphSpec
 from models.causal_lm import CacheShape, CausalLM, load
+from models.causal_lm.directory import listed
 from models.parallel import TensorParallel
 from models.parallel.group import Group
 from nki_kernels.errors import InputError
@@ -34,9 +37,16 @@ SUFFIX = ".pt2"
 
 
 class Cpu:
-    """The backend of CPUs; see `compile.backend.Backend`."""
+    """The backend of CPUs; see `compile.backend.Backend`.
+
+    Args:
+        simulate: whether the simulator runs NKI operators; the torch reference is much faster.
+    """
 
     name = "cpu"
+
+    def __init__(self, simulate: bool = True) -> None:
+        self.simulate = simulate
 
     def versions(self) -> dict[str, str]:
         """Of what captures, saves and runs a graph."""
@@ -59,6 +69,7 @@ class Cpu:
         with graphs.bucket(model, spec.shape), _without_noise():
             program = torch.export.export(module, (), kwargs=spec.inputs).run_decompositions({})
             _strip(program, module)
+            program.example_inputs = None  # would be pickled
             saved = io.BytesIO()
             torch.export.save(program, saved)
         # By Python: torch's own writer calls a full disk by another name.
@@ -66,7 +77,7 @@ class Cpu:
 
     def load(self, artifact: Artifact, parallel: TensorParallel) -> CpuSession:
         """This rank's weights, states as zeros, and every graph."""
-        return CpuSession(artifact, parallel)
+        return CpuSession(artifact, parallel, self.simulate)
 
 
 def _strip(program: ExportedProgram, module: nn.Module) -> None:
@@ -88,8 +99,9 @@ def _strip(program: ExportedProgram, module: nn.Module) -> None:
 class CpuSession:
     """Graphs of an artefact on a CPU, over one set of weights and states."""
 
-    def __init__(self, artifact: Artifact, parallel: TensorParallel) -> None:
+    def __init__(self, artifact: Artifact, parallel: TensorParallel, simulate: bool = True) -> None:
         what = artifact.manifest
+        artifact.check_weights(parallel.rank)
         self.model = load(
             artifact.checkpoint,
             dtype=what["dtype"],
@@ -109,7 +121,7 @@ class CpuSession:
         else:
             parts = {}
         self.graphs = {
-            name: _Loaded(artifact.folder / "graphs" / f"{name}{SUFFIX}", parts)
+            name: _Loaded(artifact.folder / "graphs" / f"{name}{SUFFIX}", parts, simulate)
             for name in artifact.graphs
         }
 
@@ -139,10 +151,11 @@ class CpuSession:
 class _Loaded:
     """A saved graph, called with weights, states and inputs by name."""
 
-    def __init__(self, path: Path, groups: Mapping[int, Group]) -> None:
+    def __init__(self, path: Path, groups: Mapping[int, Group], simulate: bool) -> None:
         # Registers the operators that a graph may hold.
         import nki_kernels.torch_ops  # noqa: F401
 
+        refuse_pickles(path)
         with _without_noise():
             program = torch.export.load(path)
         self.module = program.graph_module
@@ -150,6 +163,8 @@ class _Loaded:
         self.outputs = program.graph_signature.output_specs
         self.constants = program.constants
         _join(self.module.graph, groups)
+        if not simulate:
+            _take_reference(self.module.graph)
         self.module.recompile()
 
     def __call__(
@@ -182,6 +197,38 @@ class _Loaded:
         return written, given[0] if len(given) == 1 else tuple(given)
 
 
+def refuse_pickles(path: Path) -> None:
+    """Refuses a saved graph of which torch.export.load would unpickle a part.
+
+    It does so, code included, with what it calls sample inputs where they are not plain tensors,
+    and with weights and constants that say so. Ours have neither.
+
+    Raises:
+        InputError: the file has one, or is no archive of one graph.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            found = [n for n, size in sizes.items() if "/data/sample_inputs/" in n and size]
+            for name in sizes:
+                if name.endswith("_config.json"):
+                    found += _pickled(json.loads(archive.read(name)), name)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise InputError(f"{path} is no graph that was saved here: {error}") from error
+    if found:
+        raise InputError(f"{path} holds pickled objects, which are not read: {listed(found)}")
+
+
+def _pickled(content: Any, name: str) -> list[str]:
+    """What an archive's list of tensors says is pickled; `name` is the list's."""
+    entries = content.get("config", {}) if isinstance(content, dict) else {name: None}
+    return [
+        each
+        for each, entry in entries.items()
+        if not isinstance(entry, dict) or entry.get("use_pickle") is not False
+    ]
+
+
 def _join(graph: torch.fx.Graph, groups: Mapping[int, Group]) -> None:
     """Gives a graph's collectives this process's groups, found by how many ranks they have."""
     for node in graph.nodes:
@@ -198,6 +245,13 @@ def _join(graph: torch.fx.Graph, groups: Mapping[int, Group]) -> None:
         group = groups[size]
         assert isinstance(group, ProcessGroup)
         node.args = (*node.args[:-1], group.group_name)
+
+
+def _take_reference(graph: torch.fx.Graph) -> None:
+    """Has a graph's NKI operators computed by the torch reference."""
+    for node in graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("bifork."):
+            node.args = tuple("torch" if each == "nki" else each for each in node.args)
 
 
 class _without_noise(warnings.catch_warnings):

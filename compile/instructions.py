@@ -52,22 +52,19 @@ def prefill(
     heads: Heads,
     tp: int,
     S: int,
-    start: int,
     target: str,
     size: int,
     nki: bool,
 ) -> Count:
-    """A prefill of `S` queries behind `start` stored keys; elements of `size` bytes."""
+    """A prefill of `S` tokens; elements of `size` bytes."""
     rest = _rest(config, tp, S, last_rows=1)
     if not nki:
-        pairs = tiles(S, config.d, start + S) + tiles(S, start + S, config.d)
+        pairs = tiles(S, config.d, S) + tiles(S, S, config.d)
         return Count(config.layers * heads.h * 3 * pairs, "estimated", rest)
-    found, first, exact = 0, start, heads.h == 1 and S <= CHUNK and start <= _CONTEXTS[-1]
-    while first < start + S:
-        queries = min(CHUNK, start + S - first)
-        found += _flash(queries, first, config.d, target, size)
-        first += queries
-    how = "computed" if exact else "predicted"
+    found = sum(
+        _flash(min(CHUNK, S - first), first, config.d, target, size) for first in range(0, S, CHUNK)
+    )
+    how = "computed" if heads.h == 1 and S <= CHUNK else "predicted"
     return Count(config.layers * heads.h * found, how, rest)
 
 

@@ -203,7 +203,7 @@ def _prefill_graphs(network: Network, instance: Instance, request: Request) -> l
         why = f"a prompt of up to {S} tokens, "
         why += "whole" if S <= WHOLE else f"attention in chunks of {CHUNK} queries"
         count = instructions.prefill(
-            network.config, heads, request.tp, S, 0, instance.target,
+            network.config, heads, request.tp, S, instance.target,
             request.dtype.itemsize, network.kernels == "nki",
         )  # fmt: skip
         graphs.append(Graph(f"prefill_{S}", "prefill", S, None, why, "causal", count))

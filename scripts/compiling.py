@@ -21,8 +21,12 @@ from nki_kernels.errors import InputError
 from scripts.options import check_vocabulary
 
 
-def backend_for(device: str) -> tuple[Backend, str]:
+def backend_for(device: str, simulate: bool = True) -> tuple[Backend, str]:
     """Where graphs are compiled for, and why.
+
+    Args:
+        device: "auto", "cpu" or "neuron".
+        simulate: whether a CPU simulates NKI operators, or computes them by the torch reference.
 
     Raises:
         InputError: the device's software is not here.
@@ -38,7 +42,7 @@ def backend_for(device: str) -> tuple[Backend, str]:
         raise InputError("compiling for Neuron devices is not built yet; --device cpu is")
     from compile.export import Cpu
 
-    return Cpu(), why
+    return Cpu(simulate), why
 
 
 def check(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> int:

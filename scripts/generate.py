@@ -141,7 +141,9 @@ def main() -> None:
     out = None if args.json is None else output_path(args.json, "--json")
     if args.show < 1:
         raise InputError(f"--show is {args.show}; it must be 1 or more")
-    compiled = None if args.artifact is None else serving.find_artifact(args.artifact)
+    compiled = None
+    if args.artifact is not None:
+        compiled = serving.find_artifact(args.artifact, args.kernels)
     directory = find_checkpoint(args.model) if compiled is None else compiled[0].checkpoint
     text = read_prompt(args, directory)
     config = load_config(directory)

@@ -27,7 +27,6 @@ OWN = {
     "device": "was chosen when it was compiled",
     "model": "is in the artefact",
     "dtype": "was chosen when it was compiled",
-    "kernels": "were chosen when it was compiled",
     "target": "was chosen when it was compiled",
     "attention": "was chosen when it was compiled",
     "weights": "are in the artefact",
@@ -70,8 +69,10 @@ def check_options(args: argparse.Namespace, defaults: argparse.Namespace) -> Non
             raise InputError(f"--{name.replace('_', '-')} does not go with --artifact: it {why}")
 
 
-def find_artifact(folder: str) -> tuple[Artifact, Backend]:
+def find_artifact(folder: str, kernels: str) -> tuple[Artifact, Backend]:
     """A verified artefact and what runs it.
+
+    `kernels` "torch" has the torch reference compute NKI operators in place of the simulator.
 
     Raises:
         InputError: it is none, or cannot run here.
@@ -79,7 +80,10 @@ def find_artifact(folder: str) -> tuple[Artifact, Backend]:
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"--artifact {folder}: there is no such folder")
-    backend, _ = backend_for(read_manifest(path)["device"])
+    manifest = read_manifest(path)
+    backend, _ = backend_for(manifest["device"], simulate=kernels != "torch")
+    if kernels == "nki" and manifest["kernels"] != "nki":
+        raise InputError(f"--kernels nki: {folder} was compiled in the torch form")
     return open_artifact(path, backend.name, backend.versions()), backend
 
 
@@ -118,7 +122,7 @@ def answered(
                 stop=args.stop,
                 progress=progress,
             )
-    simulated = backend.name == "cpu" and what["kernels"] == "nki"
+    simulated = backend.name == "cpu" and what["kernels"] == "nki" and args.kernels != "torch"
     run = Run(generation, nbytes["kv"], what["tp"], backend.name, what["kernels"], simulated)
     return run if parallel.rank == 0 else None
 
