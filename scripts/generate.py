@@ -48,7 +48,7 @@ from models.generation import (
     vote,
 )
 from models.parallel import started
-from models.pretrained import checker, example_prompt
+from models.pretrained import DEFAULT_MODEL, checker, example_prompt
 from nki_kernels.errors import InputError
 from scripts import command_line, options, serving, telling
 from scripts.serving import Run, spoken_by, steps
@@ -241,7 +241,9 @@ def read_prompt(args: argparse.Namespace, directory: Path) -> str:
             raise InputError(
                 f"--prompt-file {args.prompt_file} is not UTF-8 text: {error}"
             ) from error
-    if checker(directory) is not None:  # it plays what the default model plays
+    # Compiled from the default model, an artefact plays what that plays.
+    its = directory if args.artifact is None else DEFAULT_MODEL
+    if its.resolve() == DEFAULT_MODEL.resolve() and checker(directory) is not None:
         return example_prompt(EXAMPLE)
     raise InputError("a prompt is needed: --prompt TEXT or --prompt-file F")
 
