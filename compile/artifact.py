@@ -105,10 +105,13 @@ def writing(out: Path) -> Iterator[Path]:
             yield staged
             for path in [*staged.rglob("*"), staged]:
                 _sync(path)
+            former = out.parent / f"{TEMPORARY}{out.name}.former"
+            shutil.rmtree(former, ignore_errors=True)  # a killed run's
             if out.exists():
-                shutil.rmtree(out)
+                out.rename(former)
             staged.rename(out)
             _sync(out.parent)
+            shutil.rmtree(former, ignore_errors=True)
         except KeyboardInterrupt:
             raise
         except BaseException:

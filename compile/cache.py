@@ -18,8 +18,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,19 @@ def key_of(what: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A graph in the cache.
+
+    Attributes:
+        files: of it.
+        made: whether they were made just now.
+    """
+
+    files: list[Path]
+    made: bool
+
+
 class Cache:
     """A folder of entries.
 
@@ -104,49 +118,64 @@ class Cache:
         except OSError as error:
             raise InputError(f"cache {folder} cannot be written: {error.strerror}") from error
 
-    def get(self, what: Mapping[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
-        """The folder of an entry, and whether `make` had to fill it.
+    @contextmanager
+    def entry(self, what: Mapping[str, Any], make: Callable[[Path], None]) -> Iterator[Entry]:
+        """The entry that `what` determines; nobody removes it within the `with` block.
 
-        `make` is given an empty folder. An entry whose files are not what they were is made again.
+        `make` is given an empty folder to fill where there is no such entry yet, or its files are
+        not what they were.
         """
         key = key_of(what)
         place = self.folder / key
-        with exclusive(self.folder / f"{TEMPORARY}{key}.lock", None):
-            if self._whole(place):
+        with exclusive(self._lock(key), None):
+            made = not self._whole(place)
+            if made:
+                self._fill(place, what, make)
+            else:
                 os.utime(place / ENTRY)
-                return place, False
-            shutil.rmtree(place, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{TEMPORARY}{key}-"))
-            try:
-                make(temporary)
-                files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-                write_json(temporary / ENTRY, {"what": what, "files": files})
-                temporary.rename(place)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-        return place, True
+            yield Entry([place / name for name in read_json(place / ENTRY)["files"]], made)
 
-    def files(self, place: Path) -> list[Path]:
-        """An entry's files."""
-        return [place / name for name in read_json(place / ENTRY)["files"]]
+    def _fill(self, place: Path, what: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{TEMPORARY}{place.name}-"))
+        try:
+            make(temporary)
+            files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / ENTRY, {"what": what, "files": files})
+            temporary.rename(place)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _lock(self, key: str) -> Path:
+        return self.folder / f"{TEMPORARY}{key}.lock"
 
     def entries(self) -> list[tuple[Path, dict[str, Any]]]:
         """All whole entries and what determined them, last used first."""
-        found = [path.parent for path in self.folder.glob(f"*/{ENTRY}")]
-        found = [path for path in found if not path.name.startswith(TEMPORARY)]
-        found.sort(key=lambda path: (path / ENTRY).stat().st_mtime, reverse=True)
-        return [(path, read_json(path / ENTRY)["what"]) for path in found]
+        found = []
+        for marker in self.folder.glob(f"*/{ENTRY}"):
+            if not marker.parent.name.startswith(TEMPORARY):
+                with suppress(OSError, InputError):  # pruned just now
+                    found.append((marker.stat().st_mtime, marker.parent, read_json(marker)["what"]))
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [(place, what) for _, place, what in found]
 
     def prune(self, days: float) -> int:
-        """Removes what was long not used, and what killed runs left; gives the bytes freed."""
+        """Removes what was long not used, and what killed runs left; gives the bytes freed.
+
+        An entry that another process is at work on stays.
+        """
         freed = 0
         oldest = time.time() - days * 86400
         for path in list(self.folder.iterdir()):
+            key = path.name.removeprefix(TEMPORARY).partition("-")[0]
             marker = path / ENTRY if (path / ENTRY).is_file() else path
-            if path.is_dir() and marker.stat().st_mtime <= oldest:
-                freed += size_of(path)
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(InputError, FileNotFoundError):
+                if not path.is_dir() or marker.stat().st_mtime > oldest:
+                    continue
+                with exclusive(self._lock(key), str(path)):
+                    freed += size_of(path)
+                    shutil.rmtree(path)
         return freed
 
     @staticmethod

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from compile.cache import Cache, determines
 from compile.plan import Plan
 from models.causal_lm.convert import split
 from models.causal_lm.directory import read_json
-from models.files import write_json
+from models.files import TEMPORARY, write_json
 from models.parallel import described
 from nki_kernels.errors import InputError
 
@@ -96,15 +97,11 @@ def make_artifact(
             for spec in bar:
                 bar.set_description(spec.name)
                 began = time.perf_counter()
-                place, made = cache.get(
-                    determines(plan, spec, candidates, backend),
-                    lambda where, spec=spec: backend.compile_graph(  # type: ignore[misc]
-                        model, spec, candidates, where
-                    ),
-                )
-                seconds[spec.name] = time.perf_counter() - began if made else None
-                for path in cache.files(place):
-                    shutil.copyfile(path, folder / GRAPHS / path.name)
+                make = partial(backend.compile_graph, model, spec, candidates)
+                with cache.entry(determines(plan, spec, candidates, backend), make) as entry:
+                    for path in entry.files:
+                        shutil.copyfile(path, folder / GRAPHS / path.name)
+                seconds[spec.name] = time.perf_counter() - began if entry.made else None
                 entries.append(_described(plan, spec, backend))
         began = time.perf_counter()
         split(
@@ -166,6 +163,7 @@ def _continue(folder: Path, source: Mapping[str, Any]) -> None:
             else:
                 path.unlink()
         write_json(folder / FROM, source)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in [folder / MANIFEST, *folder.glob(f"{TEMPORARY}*")]:
+        path.unlink(missing_ok=True)
     if (folder / CHECKPOINT / "shards.json").is_file():  # was whole: begun again, it is refused
         shutil.rmtree(folder / CHECKPOINT)

@@ -1,19 +1,16 @@
-"""A loaded artefact as the network that a `Generator` draws from, and which bucket serves what.
+"""A loaded artefact as the network that a `Generator` draws from.
 
 artifact = open_artifact(folder, backend.name, backend.versions())
+bucket = route(artifact, len(prompt), samples, max_new_tokens)
 compiled = CompiledLM(artifact, backend.load(artifact, parallel))
 compiled.warm_up()
-shape = compiled.route(len(prompt), samples, max_new_tokens)
-Generator(compiled, shape, ...).run(prompt, ...)
+generate(compiled, prompt, ..., shape=bucket.shape)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,10 +18,10 @@ from tqdm import tqdm
 
 from compile.artifact import Artifact
 from compile.backend import Session
+from compile.buckets import Bucket, find_buckets
 from models.causal_lm import CacheShape, ModelConfig, load_config
 from models.causal_lm.directory import resolve_dtype
 from models.causal_lm.quantisation import FP8
-from models.generation import Sampling
 from models.generation.network import Step
 from nki_kernels.errors import InputError
 
@@ -32,42 +29,17 @@ NAMES = ("tokens", "context_len", "suffix_len", "group")
 DRAWING = ("u", "temperature", "top_k", "top_p")
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """A decode graph, and the prefill that fills its context.
-
-    Attributes:
-        name: of the decode graph.
-        prefill: of the prefill graph.
-        shape: of the cache.
-        groups: G of the prefill graph's inputs.
-        rows: r of them.
-    """
-
-    name: str
-    prefill: str
-    shape: CacheShape
-    groups: int
-    rows: int
-
-
 class CompiledLM:
-    """An artefact's graphs, called as a `models.causal_lm.CausalLM` is.
+    """An artefact's graphs, called as a `models.causal_lm.CausalLM` is."""
 
-    Attributes:
-        session: what runs the graphs; set once it is loaded, which what can be refused need not
-            wait for.
-    """
-
-    session: Session
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
+    def __init__(self, artifact: Artifact, session: Session) -> None:
+        self.artifact, self.session = artifact, session
         what = artifact.manifest
         self.candidates: int = what["candidates"]
         self.config: ModelConfig = load_config(artifact.checkpoint)
         self.device = torch.device("cpu")  # a session takes and gives tensors of the host
         self.dtype = resolve_dtype(what["dtype"], self.config)
+        self.buckets = find_buckets(artifact)
         self._bucket: Bucket | None = None
 
     @property
@@ -75,57 +47,9 @@ class CompiledLM:
         """Of the cache."""
         return FP8 if self.config.kv_dtype == "fp8" else self.dtype
 
-    @cached_property
-    def buckets(self) -> list[Bucket]:
-        """From the smallest cache to the largest."""
-        entries: Sequence[Mapping[str, Any]] = self.artifact.manifest["graphs"]
-        prefills = {e["shape"]["S_ctx"]: e for e in entries if e["phase"] == "prefill"}
-        found = []
-        for entry in entries:
-            if entry["phase"] == "decode":
-                shape = CacheShape(**entry["shape"])
-                prefill = prefills[shape.S_ctx]
-                layout = prefill["shape"]
-                found.append(
-                    Bucket(entry["name"], prefill["name"], shape, layout["G"], layout["r"])
-                )
-        return sorted(found, key=lambda each: (each.shape.context_slots, each.shape.suffix_slots))
-
-    def route(self, prompt_tokens: int, samples: int, max_new_tokens: int) -> CacheShape:
-        """The smallest bucket that holds a request.
-
-        Raises:
-            InputError: none does.
-        """
-        for bucket in self.buckets:
-            shape = bucket.shape
-            if (
-                prompt_tokens <= shape.S_ctx
-                and samples <= shape.rows
-                and max_new_tokens - 1 <= shape.S_dec
-            ):
-                return shape
-        what = self.artifact.manifest
-        raise InputError(
-            f"the request is {prompt_tokens} prompt tokens, {samples} samples and {max_new_tokens} "
-            f"new tokens; the artefact's buckets hold up to {what['contexts'][-1]}, "
-            f"{what['samples'][-1]} and {what['max_new_tokens']}"
-        )
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Refuses a draw that no graph does.
-
-        Raises:
-            InputError: the graphs draw, and not among so many.
-        """
-        wanted = sampling.candidates
-        if self.candidates and (wanted is None or wanted > self.candidates):
-            asked = "top-k off" if wanted is None else f"top-k {wanted}"
-            raise InputError(
-                f"the request has {asked}; the artefact's decode graphs draw among at most "
-                f"{self.candidates} tokens: ask for --top-k {self.candidates} or fewer, or compile "
-                "with --top-k 0, which leaves the draw to the host"
-            )
+    def cache_bytes(self) -> int:
+        """Bytes that this rank's keys and values occupy."""
+        return self.session.nbytes()["kv"]
 
     def allocate(self, shape: CacheShape) -> None:
         """Takes the bucket of exactly this shape; its buffers are there already.

@@ -16,6 +16,8 @@ from compile.make import Made, check_fits, make_artifact
 from compile.plan import Plan
 from models.causal_lm import Tokenizer
 from models.causal_lm.directory import is_split
+from models.causal_lm.draw import MOST_CANDIDATES
+from models.causal_lm.tokenizer import TOKENIZER_FILES, load_generation_defaults
 from models.files import write_json
 from nki_kernels.errors import InputError
 from scripts.options import check_vocabulary
@@ -60,9 +62,13 @@ def check(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> int:
         )
     check_out(out_of(args))
     check_fits(plan)
-    tokenizer = Tokenizer.load(checkpoint)
-    check_vocabulary(plan.config, tokenizer, checkpoint)
-    candidates: int = args.top_k if args.top_k is not None else (tokenizer.defaults.top_k or 0)
+    if any((checkpoint / name).is_file() for name in TOKENIZER_FILES):
+        check_vocabulary(plan.config, Tokenizer.load(checkpoint), checkpoint)
+    if args.top_k is not None:
+        candidates: int = args.top_k
+    else:
+        candidates = load_generation_defaults(checkpoint).top_k or 0
+        candidates = candidates if candidates <= MOST_CANDIDATES else 0
     check_candidates(candidates)
     return candidates
 

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from compile.artifact import Artifact, open_artifact, read_manifest
 from compile.backend import Backend
+from compile.buckets import check_sampling, route
 from compile.run import CompiledLM
 from models.causal_lm import CacheShape, Tokenizer
-from models.generation import Generation, Generator, Progress, Sampling
+from models.generation import Generation, Progress, Sampling, generate
 from models.generation.results import ProgressCallback
 from models.parallel import started
 from nki_kernels.errors import InputError
@@ -101,29 +102,32 @@ def answered(
         InputError: no bucket holds the request, or the graphs do not draw so.
     """
     what = artifact.manifest
-    compiled = CompiledLM(artifact)
-    compiled.check_sampling(sampling)
-    shape = compiled.route(len(prompt), args.samples, args.max_new_tokens)
+    check_sampling(artifact, sampling)
+    shape = route(artifact, len(prompt), args.samples, args.max_new_tokens).shape
     with started(what["tp"]) as parallel, spoken_by(parallel.rank == 0):
         began = time.perf_counter()
-        compiled.session = backend.load(artifact, parallel)
+        compiled = CompiledLM(artifact, backend.load(artifact, parallel))
         load = time.perf_counter() - began
         warm = compiled.warm_up(progress=parallel.rank == 0)
-        nbytes = compiled.session.nbytes()
         print_head(args, artifact, prompt, shape, sampling, load, warm)
         with steps(args.max_new_tokens, parallel.rank > 0) as progress:
-            generator = Generator(compiled, shape, tokenizer.eos_token_ids, tokenizer.decode)
-            generation = generator.run(
+            generation = generate(
+                compiled,
                 prompt,
                 samples=args.samples,
                 max_new_tokens=args.max_new_tokens,
                 sampling=sampling,
                 seed=args.seed,
+                eos_token_ids=tokenizer.eos_token_ids,
                 stop=args.stop,
+                detokenise=tokenizer.decode,
                 progress=progress,
+                shape=shape,
             )
     simulated = backend.name == "cpu" and what["kernels"] == "nki" and args.kernels != "torch"
-    run = Run(generation, nbytes["kv"], what["tp"], backend.name, what["kernels"], simulated)
+    run = Run(
+        generation, compiled.cache_bytes(), what["tp"], backend.name, what["kernels"], simulated
+    )
     return run if parallel.rank == 0 else None
 
 

@@ -56,15 +56,17 @@ def generate(
     detokenise: Detokenise | None = None,
     progress: ProgressCallback | None = None,
     speculation: Speculation | None = None,
+    shape: CacheShape | None = None,
 ) -> Generation:
-    """Draws answers to one prompt over the smallest cache that holds them.
+    """Draws answers to one prompt, over the smallest cache that holds them or one of `shape`.
 
     See `plan_shape` for `attention`, and `Generator` and `Generator.run` for the rest.
     """
     check_request(model.config, prompt, samples, max_new_tokens, seed)
     check_stop(stop, detokenise, model.config.vocab_size)
     drafts = speculation.draft_tokens if speculation else 0
-    shape = plan_shape(len(prompt), samples, max_new_tokens, attention, drafts)
+    if shape is None:
+        shape = plan_shape(len(prompt), samples, max_new_tokens, attention, drafts)
     return Generator(model, shape, eos_token_ids, detokenise, speculation).run(
         prompt,
         samples=samples,
