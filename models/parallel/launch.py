@@ -19,11 +19,14 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xla": "xla"}
 @contextmanager
 def started(tp: int, device: torch.device | str = "cpu") -> Iterator[TensorParallel]:
     """`start`, and at the end the process group is left, if it was joined here."""
-    joined = dist.is_initialized()
+    keep = dist.is_initialized()
     try:
         yield start(tp, device)
+    except InputError:
+        keep = True  # it may be one rank's own mistake: who tells it sees that there is a group
+        raise
     finally:
-        if dist.is_initialized() and not joined:
+        if dist.is_initialized() and not keep:
             dist.destroy_process_group()
 
 
