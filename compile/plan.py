@@ -227,8 +227,9 @@ def _decode_graphs(network: Network, instance: Instance, request: Request) -> li
             layout = "bifurcated" if shape.G == 1 and b > 1 else "ordinary"
             if network.kernels == "nki":
                 choice = decode_path(
-                    call, request.dtype.itemsize, instance.target, request.attention
-                )
+                    call, request.dtype.itemsize, instance.target, request.attention,
+                    config.decode_features(0),
+                )  # fmt: skip
                 path, why = choice.path, f"{choice.path} kernel: {choice.reason}"
             else:
                 path, why = layout, f"torch form: {network.why}"
@@ -344,9 +345,7 @@ class _Fitting:
         if config.kv_dtype == "model":
             changed = built(replace(config, kv_dtype="fp8"), r.tp, self.instance)
             if works(changed, self.instance):
-                found.append(
-                    "--kv-dtype fp8, in the torch form (the NKI kernels do not read it yet)"
-                )
+                found.append("--kv-dtype fp8")
         samples = _search(lambda n: self.fits(m_c, n, way), b)
         if samples:
             found.append(f"--samples up to {samples} at context {m_c}")

@@ -11,8 +11,7 @@ path:
     xla      NKI kernel            NKI kernel                torch reference (no NKI in the graph)
 
 On the NKI path `attention` chooses between two decode kernels; `decode_path` tells the choice.
-What an NKI kernel does not have yet (decode: `window`, `softcap`, d > 128) is refused where it
-would run.
+What an NKI kernel cannot do (d > 256) is refused where it would run.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any, Literal, overload
 import torch
 
 from nki_kernels import launch, tuned
-from nki_kernels.attention_state.validate import validate_for_kernels
+from nki_kernels.attention_state.validate import FP8, validate_for_kernels
 from nki_kernels.bifurcated_attention import reference as bifurcated_reference
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention import validate as bifurcated_validate
@@ -56,6 +55,9 @@ def bifurcated_attention(
     window: int | None = ...,
     softcap: float | None = ...,
     query_position: torch.Tensor | None = ...,
+    sinks: torch.Tensor | None = ...,
+    k_scale: torch.Tensor | None = ...,
+    v_scale: torch.Tensor | None = ...,
     return_state: Literal[False] = ...,
     kernels: str = ...,
     target: str = ...,
@@ -77,6 +79,9 @@ def bifurcated_attention(
     window: int | None = ...,
     softcap: float | None = ...,
     query_position: torch.Tensor | None = ...,
+    sinks: torch.Tensor | None = ...,
+    k_scale: torch.Tensor | None = ...,
+    v_scale: torch.Tensor | None = ...,
     return_state: Literal[True],
     kernels: str = ...,
     target: str = ...,
@@ -97,6 +102,9 @@ def bifurcated_attention(
     window: int | None = None,
     softcap: float | None = None,
     query_position: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     return_state: bool = False,
     kernels: str = "auto",
     target: str = "trn1",
@@ -108,7 +116,7 @@ def bifurcated_attention(
     At shape (G = b, r = 1), each group holding its own copy of the prompt, it is ordinary decoding.
 
     Args:
-        q: [G, r, n, h, d]: n query tokens of r samples of G prompts. float32 or bfloat16.
+        q: [G, r, n, h, d]: n query tokens of r samples of G prompts. float32, bfloat16 or float16.
         k_ctx: [g, d, G·S_ctx]: context keys, transposed. Group j holds slots
             j·S_ctx .. j·S_ctx + context_len[j]. g divides h; query head i reads kv head i // (h /
             g).
@@ -126,7 +134,13 @@ def bifurcated_attention(
         query_position: int32 [G, r], with a window: the position of each sample's last query token,
             counted from the group's context slot 0. None is context_len + suffix_len - 1; it is
             another one where keys between those given here lie elsewhere.
-        return_state: also return the softmax's max and sum, to `merge` with other keys.
+        sinks: float32 [h]: a logit that each head adds to its denominators, without a value. Where
+            states are merged, give them to one call alone.
+        k_scale: float32 [g], only where the four caches are float8_e4m3fn within ±240: keys are
+            what is stored times their head's factor. None is 1.
+        v_scale: the same of values.
+        return_state: also return the softmax's max and sum, over keys and sink, to `merge` with
+            other keys.
         kernels: "auto", "nki" or "torch"; the table above says what runs.
         target: core generation that the simulator models when kernels="nki" on CPU.
         attention: which NKI kernel runs: "bifurcated", "ordinary", which reads the context once a
@@ -134,7 +148,8 @@ def bifurcated_attention(
 
     Returns:
         o [G, r, n, h, d] in q's dtype; with `return_state` (o, max, sum), max and sum float32
-        [G, r, n, h] of the scaled logits. A row that sees no key has o = 0, sum = 0, max = MASK.
+        [G, r, n, h] of the scaled logits. A row that sees no key has o = 0, sum = 0, max = MASK
+        (with sinks: sum = 1, max = the sink).
         Slots outside the lengths may hold anything finite: they change no bit.
 
     Raises:
@@ -152,8 +167,12 @@ def bifurcated_attention(
         window=window,
         softcap=softcap,
         query_position=query_position,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
-    _check_path(q, kernels, target, window, softcap)
+    if _check_options(q, kernels, target):
+        validate_for_kernels(q.shape[-1])
     require(attention in WAYS, f"attention must be one of {', '.join(WAYS)}, got {attention!r}")
     op = torch.ops.bifork.bifurcated_attention
     if return_state:
@@ -173,6 +192,9 @@ def bifurcated_attention(
         softcap,
         query_position,
         attention,
+        sinks,
+        k_scale,
+        v_scale,
     )
     return result
 
@@ -233,7 +255,7 @@ def flash_attention(
     but the diagonal's is needed.
 
     Args:
-        q: [B, S, h, d]. float32 or bfloat16.
+        q: [B, S, h, d]. float32, bfloat16 or float16.
         k: [g, d, B·S_ctx]: keys, transposed as the context cache stores them; g divides h. Prompt j
             holds slots j·S_ctx .. j·S_ctx + start + S, slot s being position s. What lies behind
             is not read.
@@ -256,7 +278,7 @@ def flash_attention(
         q, k, v, scale=scale, start=start, window=window, softcap=softcap, sinks=sinks
     )
     if _check_options(q, kernels, target):
-        flash_validate.validate_for_kernel(shape)
+        validate_for_kernels(shape.d)
     op = torch.ops.bifork.flash_attention
     if return_state:
         op = torch.ops.bifork.flash_attention_state
@@ -267,13 +289,6 @@ def flash_attention(
 
 
 # --- which path
-
-
-def _check_path(
-    q: torch.Tensor, kernels: str, target: str, window: int | None, softcap: float | None
-) -> None:
-    if _check_options(q, kernels, target):
-        validate_for_kernels(q.shape[-1], window, softcap)
 
 
 def _check_options(q: torch.Tensor, kernels: str, target: str) -> bool:
@@ -352,44 +367,65 @@ def _bifurcated(
     softcap: float | None = None,
     query_position: torch.Tensor | None = None,
     attention: str = "auto",
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> Any:
     tensors = (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
-    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
-    shape = bifurcated_validate.validate(*tensors, **options, query_position=query_position)
+    features: dict[str, Any] = {
+        "window": window,
+        "softcap": softcap,
+        "query_position": query_position,
+        "sinks": sinks,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+    }
+    shape = bifurcated_validate.validate(*tensors, scale=scale, **features)
     if q.device.type == "cpu":
         bifurcated_validate.validate_lengths(shape, context_len, suffix_len)
-    fused = q.device.type == "cuda" and kernels == "auto" and cuda_path(q.dtype) == "triton"
-    if fused and query_position is None:  # the Triton kernels do not take it
+    if q.device.type == "cuda" and kernels == "auto" and cuda_path(q.dtype) == "triton":
         from nki_kernels.bifurcated_attention import cuda
 
-        return cuda.bifurcated_attention(*tensors, **options, return_state=return_state)
+        return cuda.bifurcated_attention(
+            *tensors, scale=scale, **features, return_state=return_state
+        )
     if _runs_reference(q.device, kernels):
         return bifurcated_reference.bifurcated_attention(
-            *tensors, **options, query_position=query_position, return_state=return_state
+            *tensors, scale=scale, **features, return_state=return_state
         )
-    validate_for_kernels(shape.d, window, softcap)
-    require(query_position is None, "the NKI kernel does not take query_position yet")
-    path = decode_path(shape, q.element_size(), target, attention, window, softcap).path
-    plan = (
-        ordinary_tuning.schedule(shape, q.element_size())
-        if path == "ordinary"
-        else bifurcated_tuning.schedule(shape, q.element_size(), target)
-    )
-    plan = tuned.improve(f"{path}_attention", plan, shape, q.element_size(), target)
+    validate_for_kernels(shape.d)
+    narrow = k_ctx.dtype == FP8
+    asked = [name for name, value in features.items() if value is not None]
+    if narrow:
+        asked.append(f"caches in {FP8}")
+    size = q.element_size()
+    path = decode_path(shape, size, target, attention, asked).path
+    if path == "ordinary":
+        ordinary = ordinary_tuning.schedule(shape, size)
+        chosen = vars(tuned.improve("ordinary_attention", ordinary, shape, size, target))
+    else:
+        plan = bifurcated_tuning.schedule(shape, size, target)
+        plan = tuned.improve("bifurcated_attention", plan, shape, size, target)
+        if (k_scale is None) != (v_scale is None):  # the kernel takes both or none
+            ones = torch.ones(shape.g, dtype=torch.float32, device=q.device)
+            features |= {"k_scale": ones if k_scale is None else k_scale}
+            features |= {"v_scale": ones if v_scale is None else v_scale}
+        chosen = bifurcated_tuning.kernel_options(plan, **features, narrow=narrow)
     return _run_kernel(
         q.device,
         target,
         f"nki_kernels.{path}_attention.kernel",
         f"{path}_attention_kernel",
         (*tensors, float(scale)),
-        {"return_state": return_state, **vars(plan)},
+        {"return_state": return_state, **chosen},
     )
 
 
 _BIFURCATED_ARGS = (
     "(Tensor q, Tensor k_ctx, Tensor v_ctx, Tensor k_suf, Tensor v_suf, Tensor context_len,"
     " Tensor suffix_len, float scale, str kernels, str target, int? window=None,"
-    " float? softcap=None, Tensor? query_position=None, str attention='auto')"
+    " float? softcap=None, Tensor? query_position=None, str attention='auto',"
+    " Tensor? sinks=None, Tensor? k_scale=None, Tensor? v_scale=None)"
 )
 
 
@@ -415,7 +451,7 @@ def _flash(
     shape = flash_validate.validate(q, k, v, **options)
     if _runs_reference(q.device, kernels):
         return flash_reference.flash_attention(q, k, v, **options, return_state=return_state)
-    flash_validate.validate_for_kernel(shape)
+    validate_for_kernels(shape.d)
     plan = flash_tuning.schedule(shape, q.element_size(), target)
     return _run_kernel(
         q.device,

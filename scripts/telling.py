@@ -20,19 +20,12 @@ from nki_kernels.torch_ops import cuda_path
 SHOWN = 72  # characters of the prompt's end
 
 
-def describe_kernels(
-    device: str, dtype: torch.dtype, kernels: str, target: str, split_windows: bool
-) -> str:
-    """Which implementation of attention runs, in words.
-
-    `split_windows`: ranks share a context by position, and some layers see a window of it.
-    """
+def describe_kernels(device: str, dtype: torch.dtype, kernels: str, target: str) -> str:
+    """Which implementation of attention runs, in words."""
     if kernels == "nki":
         return "nki" if device == "xla" else f"nki, simulated {target}"
     if kernels == "auto" and device == "cuda":
-        path = cuda_path(dtype)
-        # the Triton kernels do not take `query_position`
-        return f"{path}, torch in layers with a window" if split_windows else path
+        return cuda_path(dtype)
     if kernels == "torch" or device == "cpu":
         return "torch"
     return "nki"
@@ -54,7 +47,7 @@ def attention_path(
         G=slots.G, r=slots.r, n=1, h=heads.h, g=heads.g, d=c.d, S_ctx=slots.S_ctx, S_dec=slots.S_dec
     )
     choice = decode_path(
-        shape, model.dtype.itemsize, args.target, args.attention, c.window(0), c.attention_softcap
+        shape, model.dtype.itemsize, args.target, args.attention, c.decode_features(0)
     )
     return choice.path, choice.reason
 
@@ -70,8 +63,7 @@ def print_head(
 ) -> None:
     """What is about to run."""
     c = model.config
-    split_windows = model.parts > 1 and any(c.window(i) is not None for i in range(c.layers))
-    where = describe_kernels(model.device.type, model.dtype, kernels, args.target, split_windows)
+    where = describe_kernels(model.device.type, model.dtype, kernels, args.target)
     how, why = attention_path(args, model, len(prompt), where)
     print(f"model     {args.model}")
     print(

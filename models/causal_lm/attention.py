@@ -162,11 +162,11 @@ class Attention(nn.Module):
             return self._decode_part(q, step.part)
         return bifurcated_attention(
             q,
-            *cache.read(q.dtype),
+            *cache.read(),
             step.context_len,
             step.suffix_len,
             attention=self.way,
-            **self.attend,
+            **(self.attend | cache.factors()),
         )  # [G, r, n, h, d]
 
     def _decode_part(self, q: Tensor, part: ContextPart) -> Tensor:
@@ -176,13 +176,13 @@ class Attention(nn.Module):
         windowed = self.attend["window"] is not None
         o, top, total = bifurcated_attention(
             self.replicas.gather(q, 3),  # [G, r, n, replicas * h, d]
-            *cache.read(q.dtype),
+            *cache.read(),
             part.context_len,
             part.suffix_len,
             query_position=part.query_position if windowed else None,
             return_state=True,
             attention=self.way,
-            **self.attend,
+            **(self.attend | cache.factors()),
         )
         state = torch.cat((o.float(), top.unsqueeze(-1), total.unsqueeze(-1)), -1)
         states = self.replicas.gather(state.unsqueeze(0), 0)  # [replicas, G, r, n, heads, d + 2]

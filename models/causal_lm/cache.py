@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,16 +136,18 @@ class KVCache(nn.Module):
         self.k_ctx = rebind(self.k_ctx)
         self.v_ctx = rebind(self.v_ctx)
 
-    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """k_ctx, v_ctx, k_suf and v_suf as attention takes them; fp8 is widened to `dtype`."""
-        k_ctx = first(self.k_ctx, 2, self.context_slots)
-        v_ctx = first(self.v_ctx, 1, self.context_slots)
-        k_suf = first(self.k_suf, 1, self.suffix_slots)
-        v_suf = first(self.v_suf, 1, self.suffix_slots)
-        if not self.fp8:
-            return k_ctx, v_ctx, k_suf, v_suf
-        k, v = (scale.to(dtype).view(-1, 1, 1) for scale in (self.k_scale, self.v_scale))
-        return k_ctx.to(dtype) * k, v_ctx.to(dtype) * v, k_suf.to(dtype) * k, v_suf.to(dtype) * v
+    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k_ctx, v_ctx, k_suf and v_suf as attention takes them."""
+        return (
+            first(self.k_ctx, 2, self.context_slots),
+            first(self.v_ctx, 1, self.context_slots),
+            first(self.k_suf, 1, self.suffix_slots),
+            first(self.v_suf, 1, self.suffix_slots),
+        )
+
+    def factors(self) -> dict[str, Any]:
+        """The factors of what is stored in fp8, as attention's options; else none."""
+        return {"k_scale": self.k_scale, "v_scale": self.v_scale} if self.fp8 else {}
 
     def _encode(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not self.fp8:

@@ -175,6 +175,15 @@ class ModelConfig:
         """Factor of the attention logits."""
         return self.d**-0.5 if self.attention_scale is None else self.attention_scale
 
+    def decode_features(self, layer: int) -> list[str]:
+        """What a layer's decode attention asks for beside the plain softmax, in words."""
+        asked = {
+            "window": self.window(layer) is not None,
+            "softcap": self.attention_softcap is not None,
+            "caches in fp8": self.kv_dtype == "fp8",
+        }
+        return [name for name, wanted in asked.items() if wanted]
+
     def window(self, layer: int) -> int | None:
         """Positions that a query of layer `layer` sees; None is all of them."""
         return self.windows[layer] if self.windows else None

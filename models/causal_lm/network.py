@@ -201,13 +201,7 @@ class CausalLM(nn.Module):
         check_kv_split(kv_split)
         self.heads = split_heads(config, parallel.size, parallel.rank)
         if kernels == "nki":
-            if config.kv_dtype != "model":
-                raise InputError(
-                    f"kv_dtype is {config.kv_dtype!r}, and the NKI kernels do not read it yet; use "
-                    "kernels='torch'"
-                )
-            for layer in range(config.layers):
-                validate_for_kernels(config.d, config.window(layer), config.attention_softcap)
+            validate_for_kernels(config.d)
         device = torch.device(device)
         self.config, self.parallel = config, parallel
         self.shape: CacheShape | None = None

@@ -18,6 +18,14 @@ PARTITIONS = 128
 BANK = 512  # fp32 numbers a partition of one PSUM bank, and the widest moving operand
 
 
+def head_slices(d):
+    """Cut a head's d elements to what fits the partitions: a list of (first, size)."""
+    slices = []
+    for low in range(0, d, PARTITIONS):
+        slices.append((low, min(PARTITIONS, d - low)))
+    return slices
+
+
 def offset_grid(rows, columns):
     """int32-valued fp32 tile [rows, columns] holding column - row."""
     grid = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)

@@ -71,6 +71,17 @@ def from_logits(logits: torch.Tensor, valid: torch.Tensor, values: torch.Tensor)
     return State(o=weights @ values, max=top, sum=weights.sum(dim=-1))
 
 
+def from_sinks(sinks: torch.Tensor, o: torch.Tensor) -> State:
+    """The state of one logit a row that has no value: it counts in the max and in the sum alone.
+
+    Args:
+        sinks: logits, broadcastable to the rows of `o`.
+        o: [..., d], of the shape and dtype wanted.
+    """
+    top = sinks.expand(o.shape[:-1])
+    return State(o=torch.zeros_like(o), max=top, sum=torch.ones_like(top))
+
+
 def merge(a: State, b: State) -> State:
     """The state of the union of two disjoint sets of keys; associative and commutative."""
     top = torch.maximum(a.max, b.max)

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 
 import torch
 
-from nki_kernels.errors import InputError, require
+from nki_kernels.errors import require
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Element types of the operators. The references also take float64, as the oracle of tests."""
 
-MAX_D = 128
-"""The contraction of q·K runs over the 128 partitions of the tensor engine in one pass. The torch
-references take any head size."""
+FP8 = torch.float8_e4m3fn
+"""What 8-bit caches are stored as, within ±240: so far its bit patterns mean the same as those of
+the e4m3 of NeuronCores before the fourth generation (AWS Neuron SDK, NKI data types)."""
+
+MAX_D = 256
+"""The contraction of q·K runs over the 128 partitions of the tensor engine in at most two passes;
+the torch references take any head size."""
 
 
 def validate_operands(q: torch.Tensor, others: Mapping[str, torch.Tensor], scale: float) -> None:
@@ -25,7 +29,7 @@ def validate_operands(q: torch.Tensor, others: Mapping[str, torch.Tensor], scale
     """
     require(
         q.dtype in (*DTYPES, torch.float64),
-        f"q has dtype {q.dtype}; float32 and bfloat16 are supported",
+        f"q has dtype {q.dtype}; float32, bfloat16 and float16 are supported",
     )
     for name, tensor in others.items():
         require(tensor.dtype == q.dtype, f"{name} has dtype {tensor.dtype}, q has {q.dtype}")
@@ -49,20 +53,41 @@ def validate_options(window: int | None, softcap: float | None) -> None:
     )
 
 
-def validate_for_kernels(d: int, window: int | None, softcap: float | None) -> None:
+def validate_sinks(sinks: torch.Tensor | None, h: int, q: torch.Tensor) -> None:
+    """Check the logits that heads add to their denominators.
+
+    Raises:
+        InputError: naming the argument, what it is and what it must be.
+    """
+    if sinks is not None:
+        validate_factors("sinks", sinks, "h", h, q)
+
+
+def validate_factors(
+    name: str, factors: torch.Tensor, size: str, count: int, q: torch.Tensor
+) -> None:
+    """Check a number a head: its shape [`count`], its dtype and its device.
+
+    Raises:
+        InputError: naming the argument, what it is and what it must be.
+    """
+    require(
+        tuple(factors.shape) == (count,),
+        f"{name} must be [{size}] = {(count,)}, got shape {tuple(factors.shape)}",
+    )
+    expected = torch.float64 if q.dtype == torch.float64 else torch.float32
+    require(factors.dtype == expected, f"{name} has dtype {factors.dtype}, not {expected}")
+    require(factors.device == q.device, f"{name} is on {factors.device}, q is on {q.device}")
+
+
+def validate_for_kernels(d: int) -> None:
     """Check that the NKI kernels can do what is asked for.
 
     Raises:
-        InputError: naming the argument that they do not have yet.
+        InputError: naming the argument, its value and the limit.
     """
     require(
         d <= MAX_D,
         f"q has head size d = {d}; at most {MAX_D} is supported by the NKI kernels; use"
         " kernels='torch'",
     )
-    for name, value in (("window", window), ("softcap", softcap)):
-        if value is not None:
-            raise InputError(
-                f"{name} is {value}, and the NKI kernels do not have {name} yet; use"
-                " kernels='torch'"
-            )

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from nki_kernels.attention_state.reference import MASK
+from nki_kernels.attention_state.validate import FP8
 from nki_kernels.bifurcated_attention.validate import Shape, validate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,6 +48,10 @@ def bifurcated_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    query_position: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
@@ -54,6 +59,7 @@ def bifurcated_attention(
 
     Products take the tensors' dtype and accumulate in fp32 (fp32 tensors: without TF32). Nothing
     here waits for the GPU, so the call can be captured in a CUDA graph; lengths are read there.
+    Caches in fp8 are widened to q's dtype first.
     """
     shape = validate(
         q,
@@ -66,7 +72,14 @@ def bifurcated_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        query_position=query_position,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
+    if k_ctx.dtype == FP8:
+        k_ctx, k_suf = (_widened(x, k_scale, q.dtype) for x in (k_ctx, k_suf))
+        v_ctx, v_suf = (_widened(x, v_scale, q.dtype) for x in (v_ctx, v_suf))
     q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len = (
         x.contiguous() for x in (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
     )
@@ -99,6 +112,7 @@ def bifurcated_attention(
         v_ctx,
         context_len,
         suffix_len,
+        suffix_len if query_position is None else query_position.contiguous(),
         o_part,
         m_part,
         l_part,
@@ -109,6 +123,7 @@ def bifurcated_attention(
         shape.r,
         shape.S_ctx,
         chunk,
+        POSITION=query_position is not None,
         BLOCK=block,
         num_warps=8 if block >= 64 else 4,
         num_stages=3,
@@ -141,15 +156,23 @@ def bifurcated_attention(
         o,
         peak,
         total,
+        total if sinks is None else sinks.contiguous(),
         heads,
         parts,
+        shape.h,
         mask=MASK,
         d=shape.d,
         D=triton.next_power_of_2(shape.d),
         PARTS=triton.next_power_of_2(parts),
+        SINKS=sinks is not None,
         num_warps=1,
     )
     return (o, peak, total) if return_state else o
+
+
+def _widened(cache: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    wide = cache.to(dtype)
+    return wide if factors is None else wide * factors.to(dtype).view(-1, 1, 1)
 
 
 def _slices(shape: Shape, blocks: int) -> int:
@@ -182,11 +205,11 @@ def _absorb(
 
 @triton.jit
 def _context(
-    q_ptr, k_ptr, v_ptr, context_len, suffix_len, o_part, m_part, l_part, o_stride, m_stride,
-    scale, G, r, S_ctx, chunk,
+    q_ptr, k_ptr, v_ptr, context_len, suffix_len, position, o_part, m_part, l_part, o_stride,
+    m_stride, scale, G, r, S_ctx, chunk,
     n: tl.constexpr, p: tl.constexpr, g: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
     KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    POSITION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The r·n·p rows of a (group, kv head) against one slice of its context."""
     part = tl.program_id(1).to(tl.int64)
@@ -205,8 +228,11 @@ def _context(
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, length)
     if WINDOW > 0:
-        suffix = tl.load(suffix_len + token // n, mask=live_row, other=0)
-        own = length + suffix - (n - token % n)  # position of the query
+        if POSITION:  # of the query
+            own = tl.load(position + token // n, mask=live_row, other=0) + 1 - (n - token % n)
+        else:
+            suffix = tl.load(suffix_len + token // n, mask=live_row, other=0)
+            own = length + suffix - (n - token % n)
         seen = own - WINDOW + 1
     k_base = k_ptr + (head.to(tl.int64) * d * G + group) * S_ctx
     v_base = v_ptr + (head.to(tl.int64) * G + group) * S_ctx * d
@@ -281,10 +307,13 @@ def _suffix(
 
 @triton.jit
 def _join(
-    o_part, m_part, l_part, o_ptr, m_ptr, l_ptr, heads, parts, mask,
-    d: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    o_part, m_part, l_part, o_ptr, m_ptr, l_ptr, sinks, heads, parts, h, mask,
+    d: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the states of all parts of a row and divide; no key at all gives (0, MASK, 0)."""
+    """Merge the states of all parts of a row, and its sink, and divide.
+
+    No key at all gives (0, MASK, 0), or (0, sink, 1).
+    """
     row = tl.program_id(0).to(tl.int64)
     part, column = tl.arange(0, PARTS), tl.arange(0, D)
     live_part, live_column = part < parts, column < d
@@ -294,8 +323,13 @@ def _join(
     live = live_part[:, None] & live_column[None, :]
     values = tl.load(o_part + state[:, None] * d + column[None, :], mask=live, other=0.0)
     peak = tl.max(peaks, 0)
+    if SINKS:
+        sink = tl.load(sinks + row % h) * 1.4426950408889634
+        peak = tl.maximum(peak, sink)
     weights = tl.exp2(peaks - peak)
     total = tl.sum(sums * weights, 0)
+    if SINKS:
+        total += tl.exp2(sink - peak)
     o = tl.sum(values * weights[:, None], 0) / tl.where(total > 0.0, total, 1.0)
     tl.store(o_ptr + row * d + column, o.to(o_ptr.dtype.element_ty), mask=live_column)
     tl.store(m_ptr + row, tl.where(total > 0.0, peak * 0.6931471805599453, mask))

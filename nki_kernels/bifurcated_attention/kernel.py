@@ -17,16 +17,26 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, TINY, transpose_rows
+from nki_kernels.attention_state.kernel import MASK, PARTITIONS, head_slices
+from nki_kernels.bifurcated_attention.features import (
+    add_features,
+    bend_logits,
+    factor_of,
+    load_features,
+    outside_window,
+    stored,
+    widened,
+)
 from nki_kernels.bifurcated_attention.plan import (
+    make_passes,
     new_room,
     plan_head,
-    row_tiles,
     suffix_sizes,
-    tile_rows,
 )
+from nki_kernels.bifurcated_attention.rows import finish, load_queries
 from nki_kernels.bifurcated_attention.stages import (
     add_columns,
+    add_mask,
     add_sums,
     add_to_state,
     banks_of,
@@ -35,6 +45,7 @@ from nki_kernels.bifurcated_attention.stages import (
     group_logits,
     new_chunk,
     settle_max,
+    spread_lengths,
     tile_logits,
     tile_weights,
     weigh,
@@ -61,6 +72,15 @@ def bifurcated_attention_kernel(
     context_len,
     suffix_len,
     scale,
+    query_position=None,
+    sinks=None,
+    k_scale=None,
+    v_scale=None,
+    with_position=False,
+    with_sinks=False,
+    with_scales=False,
+    window=0,
+    softcap=0.0,
     return_state=False,
     heads_per_pass=1,
     tiles_per_pass=1,
@@ -75,17 +95,24 @@ def bifurcated_attention_kernel(
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
-    q              [G, r, n, h, d]    float32 or bfloat16, as are K and V; d <= 128
-    k_ctx          [g, d, G·S_ctx]    context keys, transposed; h a multiple of g
+    q              [G, r, n, h, d]    float32, bfloat16 or float16; d <= 256
+    k_ctx          [g, d, G·S_ctx]    context keys, transposed; h a multiple of g. As the other
+                                      caches in q's dtype, or in 8 bits read as float8_e4m3
     v_ctx          [g, G·S_ctx, d]
     k_suf, v_suf   [g, G·r·S_dec, d]  rows of sample (j, i) from (j·r + i)·S_dec
     context_len    int32 [G]          live context slots of a group
     suffix_len     int32 [G, r]       live suffix rows of a sample, this step's n tokens included
     scale          compile-time float, > 0
-    return_state   also return max and sum, float32 [G, r, n, h]
+    window         positions a query sees, its own included; 0 is all
+    query_position int32 [G, r] with `with_position`: where each sample's last query token stands
+    softcap        c bends each scaled logit s to c·tanh(s / c); 0 does not
+    sinks          float32 [h] with `with_sinks`: a logit each head adds to its denominators
+    k_scale        float32 [g] with `with_scales`, and v_scale: factors of 8-bit keys and values
+    return_state   also return max and sum, float32 [G, r, n, h], of keys and sink
     and the sizes of `tuning.Schedule`.
 
-    Query token t sees the whole context, and its suffix up to row suffix_len - (n - 1 - t).
+    Query token t sees the whole context, and its suffix up to row suffix_len - (n - 1 - t). On a
+    logical core of two physical ones each takes a share of the heads, else of prompts or samples.
     """
     G, r, n, h, d = q.shape
     g = k_ctx.shape[0]
@@ -106,73 +133,46 @@ def bifurcated_attention_kernel(
         "scale": scale,
         "stores": stores,
         "dma_turns": dma_turns,
+        "query_position": query_position,
+        "sinks": sinks,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+        "with_position": with_position,
+        "with_sinks": with_sinks,
+        "with_scales": with_scales,
+        "window": window,
+        "softcap": softcap,
     }
 
     constants = chunk_constants(q.dtype, MASK)
     constants["d"] = d
-    tiles = row_tiles(r, n, h // g)
-    passes = -(-len(tiles) // tiles_per_pass)
-    unit = 0
+    add_features(call, constants)
+    passes = make_passes(
+        (G, r, n, h // g, g), tiles_per_pass, heads_per_pass, nl.program_id(0), nl.num_programs(0)
+    )
     jobs: list = []
-    for group in range(G):
-        for first in range(0, len(tiles), tiles_per_pass):
-            batch = tiles[first : min(first + tiles_per_pass, len(tiles))]
-            for kv in range(0, g, heads_per_pass):
-                heads = min(heads_per_pass, g - kv)
-                rooms = []
-                for tile in batch:
-                    sizes = suffix_sizes(call, tile, suffix_slots, suffix_tiles)
-                    rooms.append(new_room(group, tile, kv, heads, g, sizes))
-                for i in range(heads):
-                    plan_head(
-                        jobs,
-                        call,
-                        rooms,
-                        i,
-                        [block_slots, ramp, chunk_columns],
-                        unit == 0,
-                        unit + 1 == G * passes * g,
-                    )
-                    unit += 1
-    run(call, jobs, ahead, turns, constants)
+    for number in range(len(passes)):
+        group, batch, kv, heads = passes[number]
+        rooms = []
+        for tile in batch:
+            sizes = suffix_sizes(call, tile, suffix_slots, suffix_tiles)
+            rooms.append(new_room(group, tile, kv, heads, g, sizes))
+        for i in range(heads):
+            plan_head(
+                jobs,
+                call,
+                rooms,
+                i,
+                [block_slots, ramp, chunk_columns],
+                number + i == 0,
+                number + 1 == len(passes) and i + 1 == heads,
+            )
+    if len(jobs) > 0:
+        run(call, jobs, ahead, turns, constants)
 
     if return_state:
         return stores[0], stores[1], stores[2]
     return stores[0]
-
-
-def row_pattern(tile, group, kv, heads, r, n, h, g, width):
-    """Access pattern and offset of a tile's rows in a tensor [G, r, n, h, width].
-
-    The order is (sample and token, head of a kv head, kv head, width): rows on partitions first, as
-    tiles of queries, outputs and statistics hold them. Samples and tokens are one dimension,
-    because a tile of several samples takes all their tokens.
-    """
-    s, samples, t, tokens, head, count = tile
-    p = h // g
-    pattern = [[h * width, samples * tokens], [width, count], [p * width, heads], [1, width]]
-    offset = (((group * r + s) * n + t) * h + kv * p + head) * width
-    return pattern, offset
-
-
-def load_queries(q, group, tile, kv, heads, g, identity):
-    """The tile's queries with d on partitions: for each kv head an SBUF view [d, R]."""
-    _, r, n, h, d = q.shape
-    rows = tile_rows(tile)
-    pattern, offset = row_pattern(tile, group, kv, heads, r, n, h, g, d)
-    loaded = nl.ndarray((rows, heads * d), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
-    turned = []
-    together = BANK // rows  # heads whose transposes share a PSUM bank
-    for i in range(0, heads, together):
-        count = min(together, heads - i)
-        chunks = []
-        for j in range(count):
-            chunks.append(loaded[:, (i + j) * d : (i + j + 1) * d])
-        columns = transpose_rows(chunks, identity)
-        for j in range(count):
-            turned.append(columns[:, j * rows : (j + 1) * rows])
-    return turned
 
 
 # --- the pipeline
@@ -186,12 +186,12 @@ def run(call, jobs, ahead, turns, constants):
     loads are `ahead` jobs early.
     """
     count = len(jobs)
-    scale = call["scale"]
     dtype = call["q"].dtype
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
     load_context(call, jobs[0])  # before anything that would keep DMA from it
     shared["context_len"] = spread_lengths(call["context_len"])
     shared["suffix_len"] = spread_lengths(call["suffix_len"])
+    load_features(call, shared)
     # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
     for job in jobs:
         if not job["context"]:
@@ -202,16 +202,19 @@ def run(call, jobs, ahead, turns, constants):
         if step + ahead < count:
             prepare(call, jobs[step + ahead], shared, constants)
         if step < count:
-            make_logits(jobs[step], shared, constants)
+            make_logits(call, jobs[step], shared, constants)
         if step >= 1 and step <= count:
-            settle_max(jobs[step - 1]["chunk"], jobs[step - 1]["state"], scale, constants)
+            job = jobs[step - 1]
+            scale = factor_of(call, job, job["room"]["rows"])
+            settle_max(job["chunk"], job["state"], scale, constants)
         if step < count:
             find_highest(jobs[step]["chunk"])
         turn_some(shared, turns, constants)
         if step >= 2:
             fold(call, jobs[step - 2], constants)
         if step >= 1 and step <= count:
-            weigh(jobs[step - 1]["chunk"], scale, dtype, constants)
+            job = jobs[step - 1]
+            weigh(job["chunk"], factor_of(call, job, job["parts"]), dtype, constants)
 
 
 def turn_some(shared, turns, constants):
@@ -238,22 +241,23 @@ def prepare(call, job, shared, constants):
         )
     if job["context"]:
         load_context(call, job)
-        job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
+        if call["window"] == 0:
+            job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
     else:
         load_suffix(call, job, shared)
 
 
-def make_logits(job, shared, constants):
+def make_logits(call, job, shared, constants):
     """First stage: masked logits of a chunk."""
     room = job["room"]
     chunk = new_chunk(room["rows"], job["tiles"], job["parts"])
     job["chunk"] = chunk
     if job["context"]:
-        context_logits(job, chunk, constants)
+        context_logits(call, job, chunk, shared, constants)
     else:
         while job["turned"] < job["room"]["sizes"]["blocks"] * job["tiles"]:
             turn_some(shared, 1, constants)
-        suffix_logits(job, chunk, constants)
+        suffix_logits(call, job, chunk, constants)
 
 
 def fold(call, job, constants):
@@ -290,32 +294,17 @@ def load_context(call, job):
     width = k_ctx.shape[2]
     at = room["group"] * (width // call["context_len"].shape[0]) + start
     kv = room["kv"] + job["head"]
-    keys = nl.ndarray((d, parts * slots), dtype=k_ctx.dtype, buffer=nl.sbuf)
+    for low, size in head_slices(d):
+        keys = nl.ndarray((size, parts * slots), dtype=call["stored"], buffer=nl.sbuf)
+        pattern = [[width, size], [1, parts * slots]]
+        nisa.dma_copy(dst=keys, src=stored(call, k_ctx, pattern, (kv * d + low) * width + at))
+        block["keys"].append(widened(call, keys))
+    values = nl.ndarray((parts, slots * d), dtype=call["stored"], buffer=nl.sbuf)
+    pattern = [[slots * d, parts], [1, slots * d]]
     nisa.dma_copy(
-        dst=keys,
-        src=k_ctx.ap(pattern=[[width, d], [1, parts * slots]], offset=kv * d * width + at),
+        dst=values, src=stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
     )
-    values = nl.ndarray((parts, slots * d), dtype=k_ctx.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(
-        dst=values,
-        src=call["v_ctx"].ap(
-            pattern=[[slots * d, parts], [1, slots * d]], offset=(kv * width + at) * d
-        ),
-    )
-    block["keys"].append(keys)
-    block["values"] = values
-
-
-def spread_lengths(lengths):
-    """All numbers of an int32 tensor in HBM on every partition, fp32; exact below 2^24."""
-    count = 1
-    for size in lengths.shape:
-        count = count * size
-    raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
-    spread = nl.ndarray((PARTITIONS, count), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=spread, src=raw)
-    return spread
+    block["values"] = widened(call, values)
 
 
 def dead_keys(group, cut, shared, constants):
@@ -352,22 +341,29 @@ def dead_keys(group, cut, shared, constants):
     return dead
 
 
-def context_logits(job, chunk, constants):
+def context_logits(call, job, chunk, shared, constants):
     """K · q, and MASK on top where a key is dead: flags times a diagonal, a PSUM bank at a time."""
     cut = job["block"]["cut"]
     slots = cut["slots"]
     parts = chunk["parts"]
-    keys = job["block"]["keys"][0]
     queries = job["room"]["queries"][job["head"]]
     for tile in range(chunk["tiles"]):
-        nisa.nc_matmul(
-            dst=tile_logits(chunk, tile, 0, chunk["rows"]),
-            stationary=keys.ap(
-                pattern=[[parts * slots, keys.shape[0]], [slots, parts]],
-                offset=job["first"] + tile,
-            ),
-            moving=queries,
-        )
+        for i in range(len(queries)):
+            keys = job["block"]["keys"][i]
+            nisa.nc_matmul(
+                dst=tile_logits(chunk, tile, 0, chunk["rows"]),
+                stationary=keys.ap(
+                    pattern=[[parts * slots, keys.shape[0]], [slots, parts]],
+                    offset=job["first"] + tile,
+                ),
+                moving=queries[i],
+            )
+    if call["softcap"] > 0.0:
+        bend_logits(call, job, chunk, constants)
+    if call["window"] > 0:
+        queries = job["room"]["tile"][1] * job["room"]["tile"][3]
+        add_mask(chunk, outside_window(call, job, shared), queries, constants)
+        return
     group = chunk["group"]
     for first, count in banks_of(chunk):
         nisa.nc_matmul(
@@ -384,7 +380,7 @@ def context_product(job, product, d, constants):
     """Weights times the context's values; what has fewer columns of the two is what moves."""
     values = job["block"]["values"]
     rows = job["room"]["rows"]
-    turned = rows <= TURNED_ROWS and job["tiles"] >= TURNED_TILES
+    turned = rows <= TURNED_ROWS and job["tiles"] >= TURNED_TILES and d <= PARTITIONS
     columns = product
     if turned:
         columns = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.psum)
@@ -396,67 +392,4 @@ def context_product(job, product, d, constants):
         else:
             nisa.nc_matmul(dst=product[:, 0:d], stationary=weights, moving=values[:, at : at + d])
     if turned:
-        add_columns(product, columns, constants)
-
-
-# --- results
-
-
-def finish(call, job, d):
-    """o / sum, 0 for a row that saw no key; and the statistics. Stored once all heads are there."""
-    room = job["room"]
-    heads = room["heads"]
-    rows = room["rows"]
-    i = job["head"]
-    state = job["state"]
-    total = state["o"][:, d : d + 1]
-    if len(room["results"]) == 0:
-        room["results"].append(nl.ndarray((rows, heads * d), dtype=call["q"].dtype, buffer=nl.sbuf))
-        for _ in range(1, len(call["stores"])):
-            room["results"].append(nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf))
-    inverse = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=inverse, data=total, op0=nl.maximum, operand0=TINY)
-    nisa.reciprocal(dst=inverse, data=inverse)
-    nisa.tensor_scalar(
-        dst=room["results"][0][:, i * d : (i + 1) * d],
-        data=state["o"][:, 0:d],
-        op0=nl.multiply,
-        operand0=inverse,
-    )
-    if len(call["stores"]) > 1:
-        # Of a row that saw no key the max is MASK, which absorbs.
-        highest = state["highest"][-1]
-        less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=highest, op=nl.subtract)
-        factor = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=factor, op=nl.exp, data=less, scale=call["scale"])
-        none = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(
-            dst=none, data=total, op0=nl.equal, operand0=0.0, op1=nl.multiply, operand1=MASK
-        )
-        nisa.scalar_tensor_tensor(
-            dst=room["results"][1][:, i : i + 1],
-            data=highest,
-            op0=nl.multiply,
-            operand0=call["scale"],
-            op1=nl.add,
-            operand1=none,
-        )
-        nisa.tensor_tensor(
-            dst=room["results"][2][:, i : i + 1], data1=total, data2=factor, op=nl.multiply
-        )
-    if i + 1 == heads:
-        for j in range(len(call["stores"])):
-            store_rows(call["stores"][j], room["results"][j], room)
-
-
-def store_rows(out, result, room):
-    """Store an SBUF tile [rows, heads · width] to its rows of [G, r, n, h, width]."""
-    r = out.shape[1]
-    n = out.shape[2]
-    h = out.shape[3]
-    width = result.shape[1] // room["heads"]
-    pattern, offset = row_pattern(
-        room["tile"], room["group"], room["kv"], room["heads"], r, n, h, room["g"], width
-    )
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)
+        add_columns(product, columns, 0, constants)

@@ -9,7 +9,41 @@ from __future__ import annotations
 from nki_kernels.attention_state.kernel import PARTITIONS
 
 
-def row_tiles(r, n, p):
+def make_passes(sizes, tiles_per_pass, heads_per_pass, core, cores):
+    """The passes of one core, in order: (group, row tiles, first kv head, kv heads) each.
+
+    Cores share out kv heads where their number allows it, else groups: either way each key is
+    loaded once. Else they share out samples, or the row tiles of a single one.
+    """
+    G, r, n, p, g = sizes
+    groups = (0, G)
+    samples = (0, r)
+    kvs = (0, g)
+    if g % cores == 0:
+        kvs = share(g, core, cores)
+    elif G % cores == 0:
+        groups = share(G, core, cores)
+    elif r >= cores:
+        samples = share(r, core, cores)
+    tiles = row_tiles(samples, n, p)
+    if g % cores > 0 and G % cores > 0 and r < cores:
+        first, last = share(len(tiles), core, cores)
+        tiles = tiles[first:last]
+    passes = []
+    for group in range(groups[0], groups[1]):
+        for first in range(0, len(tiles), tiles_per_pass):
+            batch = tiles[first : min(first + tiles_per_pass, len(tiles))]
+            for kv in range(kvs[0], kvs[1], heads_per_pass):
+                passes.append((group, batch, kv, min(heads_per_pass, kvs[1] - kv)))
+    return passes
+
+
+def share(count, core, cores):
+    """The part of 0..count that is a core's."""
+    return count * core // cores, count * (core + 1) // cores
+
+
+def row_tiles(samples, n, p):
     """Cut the rows (sample, token, head) of a kv head into tiles of at most 128, in that order.
 
     A tile is (sample, samples, token, tokens, head, heads): whole samples where they fit, else
@@ -18,11 +52,11 @@ def row_tiles(r, n, p):
     tiles = []
     if n * p <= PARTITIONS:
         step = PARTITIONS // (n * p)
-        for s in range(0, r, step):
-            tiles.append((s, min(step, r - s), 0, n, 0, p))
+        for s in range(samples[0], samples[1], step):
+            tiles.append((s, min(step, samples[1] - s), 0, n, 0, p))
     else:
         tokens = max(1, PARTITIONS // p)
-        for s in range(r):
+        for s in range(samples[0], samples[1]):
             for t in range(0, n, tokens):
                 for i in range(0, p, PARTITIONS):
                     tiles.append((s, 1, t, min(tokens, n - t), i, min(PARTITIONS, p - i)))
@@ -44,7 +78,8 @@ def new_room(group, tile, kv, heads, g, sizes):
         "g": g,
         "sizes": sizes,
         "rows": tile_rows(tile),
-        "queries": [],  # an SBUF view [d, rows] a kv head, once loaded
+        "queries": [],  # SBUF views [up to 128 of d, rows] a kv head, once loaded
+        "sinks": [],
         "dead": [],  # masks of the suffix chunks, made for the first head
         "results": [],
     }

@@ -16,6 +16,7 @@ from nki_kernels.attention_state.reference import (
     State,
     finish,
     from_logits,
+    from_sinks,
     merge,
     scaled_logits,
 )
@@ -35,6 +36,9 @@ def bifurcated_attention(
     window: int | None = None,
     softcap: float | None = None,
     query_position: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
     return_state: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend r samples of G prompts; see `nki_kernels.torch_ops.bifurcated_attention` for
@@ -55,6 +59,9 @@ def bifurcated_attention(
         window=window,
         softcap=softcap,
         query_position=query_position,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = q.to(compute).view(shape.G, shape.r, shape.n, shape.g, shape.p, shape.d)
@@ -66,12 +73,18 @@ def bifurcated_attention(
     if query_position is not None:
         position = query_position.unsqueeze(-1) - later
 
+    def wide(cache: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+        x = cache.to(compute)
+        return x if factors is None else x * factors.view(-1, 1, 1)
+
     logits = partial(scaled_logits, scale=scale, softcap=softcap)
-    keys, values = k_ctx.to(compute), v_ctx.to(compute)
+    keys, values = wide(k_ctx, k_scale), wide(v_ctx, v_scale)
     context = _context_state(shape, heads, keys, values, context_len, position, window, logits)
-    keys, values = k_suf.to(compute), v_suf.to(compute)
+    keys, values = wide(k_suf, k_scale), wide(v_suf, v_scale)
     suffix = _suffix_state(shape, heads, keys, values, own, window, logits)
     state = merge(context, suffix)
+    if sinks is not None:
+        state = merge(state, from_sinks(sinks.to(compute).view(shape.g, shape.p), state.o))
 
     def per_head(x: torch.Tensor) -> torch.Tensor:  # [G, r, n, g, p, ...] -> [G, r, n, h, ...]
         return x.flatten(3, 4).contiguous()

@@ -23,14 +23,19 @@ from nki_kernels.bifurcated_attention.plan import pitch_of
 
 
 def chunk_constants(dtype, mask):
-    """Tiles that every chunk uses: identities, a diagonal of `mask`, ones to spread and to sum."""
+    """Tiles that every chunk uses: identities, a diagonal of `mask`, ones to spread and to sum.
+
+    Weights in float16 have no room for a shift that is rounded to bfloat16: theirs is exact, in
+    fp32, at four times the cycles.
+    """
     column = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
     nisa.iota(dst=column, pattern=[[1, PARTITIONS]], offset=0, channel_multiplier=0)
     partition = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
     nisa.iota(dst=partition, pattern=[[1, 1]], offset=0, channel_multiplier=1)
     grid = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(dst=grid, data=column, op0=nl.subtract, operand0=partition)
-    minus = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
+    exact = nl.float32 if dtype == nl.float16 else nl.bfloat16
+    minus = nl.ndarray((PARTITIONS, PARTITIONS), dtype=exact, buffer=nl.sbuf)
     nisa.memset(dst=minus, value=-1.0)
     ones = nl.ndarray((PARTITIONS, 1), dtype=dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
@@ -44,6 +49,18 @@ def chunk_constants(dtype, mask):
         "column": column,
         "partition": partition,
     }
+
+
+def spread_lengths(lengths):
+    """All numbers of an int32 tensor in HBM on every partition, fp32; exact below 2^24."""
+    count = 1
+    for size in lengths.shape:
+        count = count * size
+    raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
+    spread = nl.ndarray((PARTITIONS, count), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=spread, src=raw)
+    return spread
 
 
 def new_chunk(rows, tiles, parts):
@@ -113,6 +130,31 @@ def tile_weights(chunk, tile, first, rows):
     )
 
 
+def add_mask(chunk, dead, queries, constants):
+    """MASK on top of a chunk's logits where `dead` [keys, tiles · queries] says so.
+
+    A query is a sample's token: all its heads see the same keys.
+    """
+    rows = chunk["rows"]
+    parts = chunk["parts"]
+    group = chunk["group"]
+    for first, count in banks_of(chunk):
+        nisa.nc_matmul(
+            dst=group_logits(chunk, first, count),
+            stationary=constants["mask_diagonal"][0:parts, 0:parts],
+            moving=dead.ap(
+                pattern=[
+                    [chunk["tiles"] * queries, parts],
+                    [group * queries, count],
+                    [1, queries],
+                    [0, rows // queries],
+                    [queries, group],
+                ],
+                offset=first * group * queries,
+            ),
+        )
+
+
 def find_highest(chunk):
     """Second stage, first half: the largest logit of each partition and row."""
     rows = chunk["rows"]
@@ -150,7 +192,8 @@ def settle_max(chunk, state, scale, constants):
         moving=constants["identity_fp32"][0:parts, 0:parts],
         is_moving_onezero=True,
     )
-    found = nl.ndarray((rows, 1), dtype=nl.bfloat16, buffer=nl.sbuf)
+    rounded = constants["minus"].dtype
+    found = nl.ndarray((rows, 1), dtype=rounded, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=found, op=nl.maximum, data=across, axis=1)
     top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     fresh = len(state["top"]) == 0
@@ -158,7 +201,7 @@ def settle_max(chunk, state, scale, constants):
         nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)
     else:
         nisa.tensor_tensor(dst=top, data1=found, data2=state["top"][-1], op=nl.maximum)
-    shift = nl.ndarray((rows, rows), dtype=nl.bfloat16, buffer=nl.sbuf)  # top on a diagonal
+    shift = nl.ndarray((rows, rows), dtype=rounded, buffer=nl.sbuf)  # top on a diagonal
     nisa.activation(
         dst=shift, op=nl.copy, data=constants["identity_bf16"][0:rows, 0:rows], scale=top
     )
@@ -227,14 +270,14 @@ def add_sums(product, chunk, d, constants):
         )
 
 
-def add_columns(product, columns, constants):
-    """Add the transpose of a PSUM tile [d, rows] to `product` [rows, d + 1]."""
+def add_columns(product, columns, low, constants):
+    """Add the transpose of a PSUM tile [d, rows] to columns low..low + d of `product`."""
     d = columns.shape[0]
     rows = columns.shape[1]
     copied = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=copied, op=nl.copy, data=columns)
     nisa.nc_matmul(
-        dst=product[:, 0:d],
+        dst=product[:, low : low + d],
         stationary=copied,
         moving=constants["identity_fp32"][0:d, 0:d],
         is_moving_onezero=True,

@@ -15,11 +15,16 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK
+from nki_kernels.attention_state.kernel import BANK, head_slices
+from nki_kernels.bifurcated_attention.features import (
+    before_suffix_window,
+    bend_logits,
+    stored,
+    widened,
+)
 from nki_kernels.bifurcated_attention.stages import (
     add_columns,
-    banks_of,
-    group_logits,
+    add_mask,
     tile_logits,
     tile_weights,
 )
@@ -54,12 +59,12 @@ def load_suffix(call, job, shared):
         for i in range(blocks * tiles):
             at = i % tiles * blocks * parts + i // tiles * parts
             job["keys"].append(
-                keys.ap(pattern=[[tiles * blocks * parts, d], [1, parts]], offset=at)
+                [keys.ap(pattern=[[tiles * blocks * parts, d], [1, parts]], offset=at)]
             )
         job["turned"] = blocks * tiles
     else:
-        rows = nl.ndarray((parts, blocks * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(dst=rows, src=k_suf.ap(pattern=pattern, offset=offset))
+        rows = nl.ndarray((parts, blocks * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
+        nisa.dma_copy(dst=rows, src=stored(call, k_suf, pattern, offset))
         job["rows"] = rows
         shared["unturned"].append(job)
     # V in some pieces, so that the first ones can be used while the last one comes.
@@ -67,14 +72,12 @@ def load_suffix(call, job, shared):
     piece = -(-blocks // VALUE_PIECES)
     for first in range(0, blocks, piece):
         count = min(piece, blocks - first)
-        values = nl.ndarray((parts, count * tiles * d), dtype=k_suf.dtype, buffer=nl.sbuf)
+        values = nl.ndarray((parts, count * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
+        pattern = [[run, parts], [run * parts, count], [1, tiles * d]]
         nisa.dma_copy(
-            dst=values,
-            src=call["v_suf"].ap(
-                pattern=[[run, parts], [run * parts, count], [1, tiles * d]],
-                offset=offset + first * run * parts,
-            ),
+            dst=values, src=stored(call, call["v_suf"], pattern, offset + first * run * parts)
         )
+        values = widened(call, values)
         for i in range(count * tiles):
             job["values"].append(values[:, i * d : (i + 1) * d])
     if job["head"] == 0:
@@ -95,20 +98,24 @@ def turn_keys(job, batches, constants):
         first = job["turned"]
         count = min(BANK // parts, total - first)
         if count > 0:
-            turned = nl.ndarray((d, count * parts), dtype=nl.float32, buffer=nl.psum)
-            keys = nl.ndarray((d, count * parts), dtype=rows.dtype, buffer=nl.sbuf)
-            for i in range(count):
-                nisa.nc_matmul(
-                    dst=turned[:, i * parts : (i + 1) * parts],
-                    stationary=rows[:, (first + i) * d : (first + i + 1) * d],
-                    moving=constants["identity"][0:parts, 0:parts],
-                    is_moving_onezero=True,
-                )
-                job["keys"].append(keys[:, i * parts : (i + 1) * parts])
-            if first // count % 2 == 0:
-                nisa.tensor_copy(dst=keys, src=turned)
-            else:
-                nisa.activation(dst=keys, op=nl.copy, data=turned)
+            for _ in range(count):
+                job["keys"].append([])
+            for low, size in head_slices(d):
+                turned = nl.ndarray((size, count * parts), dtype=nl.float32, buffer=nl.psum)
+                keys = nl.ndarray((size, count * parts), dtype=constants["wide"], buffer=nl.sbuf)
+                for i in range(count):
+                    at = (first + i) * d + low
+                    nisa.nc_matmul(
+                        dst=turned[:, i * parts : (i + 1) * parts],
+                        stationary=rows[:, at : at + size],
+                        moving=constants["identity_stored"][0:parts, 0:parts],
+                        is_moving_onezero=True,
+                    )
+                    job["keys"][first + i].append(keys[:, i * parts : (i + 1) * parts])
+                if first // count % 2 == 0:
+                    nisa.tensor_copy(dst=keys, src=turned)
+                else:
+                    nisa.activation(dst=keys, op=nl.copy, data=turned)
             job["turned"] = first + count
 
 
@@ -137,6 +144,8 @@ def dead_slots(call, job, shared):
             offset=room["group"] * r + s,
         ),
     )
+    if call["window"] > 0:
+        before_suffix_window(call, job, shared, slot, dead)
     return dead
 
 
@@ -182,41 +191,27 @@ def own_slots(shared, room):
     return slot
 
 
-def suffix_logits(job, chunk, constants):
+def suffix_logits(call, job, chunk, constants):
     """K · q of samples that share partitions, and MASK on top where a row must not see a slot."""
     room = job["room"]
     sizes = job["room"]["sizes"]
     rows = chunk["rows"]
-    parts = chunk["parts"]
     tiles = chunk["tiles"]
     width = rows // sizes["blocks"]
     queries = room["queries"][job["head"]]
     for block in range(sizes["blocks"]):
         at = block * width
         for tile in range(tiles):
-            nisa.nc_matmul(
-                dst=tile_logits(chunk, tile, at, width),
-                stationary=job["keys"][block * tiles + tile],
-                moving=queries[:, at : at + width],
-            )
-    dead = room["dead"][job["number"]]
-    group = chunk["group"]
-    queries = room["tile"][1] * room["tile"][3]
-    for first, count in banks_of(chunk):
-        nisa.nc_matmul(
-            dst=group_logits(chunk, first, count),
-            stationary=constants["mask_diagonal"][0:parts, 0:parts],
-            moving=dead.ap(
-                pattern=[
-                    [tiles * queries, parts],
-                    [group * queries, count],
-                    [1, queries],
-                    [0, rows // queries],
-                    [queries, group],
-                ],
-                offset=first * group * queries,
-            ),
-        )
+            keys = job["keys"][block * tiles + tile]
+            for i in range(len(keys)):
+                nisa.nc_matmul(
+                    dst=tile_logits(chunk, tile, at, width),
+                    stationary=keys[i],
+                    moving=queries[i][:, at : at + width],
+                )
+    if call["softcap"] > 0.0:
+        bend_logits(call, job, chunk, constants)
+    add_mask(chunk, room["dead"][job["number"]], room["tile"][1] * room["tile"][3], constants)
 
 
 def suffix_product(job, product, d, constants):
@@ -225,13 +220,14 @@ def suffix_product(job, product, d, constants):
     rows = job["room"]["rows"]
     tiles = job["tiles"]
     width = rows // sizes["blocks"]
-    columns = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.psum)
-    for block in range(sizes["blocks"]):
-        at = block * width
-        for tile in range(tiles):
-            nisa.nc_matmul(
-                dst=columns[:, at : at + width],
-                stationary=job["values"][block * tiles + tile],
-                moving=tile_weights(job["chunk"], tile, at, width),
-            )
-    add_columns(product, columns, constants)
+    for low, size in head_slices(d):
+        columns = nl.ndarray((size, rows), dtype=nl.float32, buffer=nl.psum)
+        for block in range(sizes["blocks"]):
+            at = block * width
+            for tile in range(tiles):
+                nisa.nc_matmul(
+                    dst=columns[:, at : at + width],
+                    stationary=job["values"][block * tiles + tile][:, low : low + size],
+                    moving=tile_weights(job["chunk"], tile, at, width),
+                )
+        add_columns(product, columns, low, constants)

@@ -6,7 +6,8 @@ a PSUM bank) stands in the kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from nki_kernels.bifurcated_attention.validate import Shape
 
@@ -72,29 +73,30 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         block_slots, ramp = 32, 4  # a single head: nothing else to do while the first block comes
     sizes = Schedule(1, 1)
     d = shape.d
+    wide = 128 * -(-d // 128)  # K and queries take whole slices of 128
     loaded = total - QUERY_BYTES
 
     # Rows a partition of one suffix load: K, its transpose and V, for all samples of a row tile.
     per_slot = shape.n * shape.p
     samples = max(1, min(shape.r, 128 // per_slot))
     suffix_tiles = sizes.suffix_tiles
-    while suffix_tiles > 1 and suffix_tiles * samples * (2 * d + 128) * element_bytes > 8 * loaded:
+    while suffix_tiles > 1 and suffix_tiles * samples * (2 * d + wide) * element_bytes > 8 * loaded:
         suffix_tiles //= 2
 
     # Blocks that jobs in the pipeline still hold.
     tiles = row_tiles(shape)
     rows = samples * min(128, per_slot)
-    suffix = suffix_tiles * samples * (d + 128) * element_bytes // 8
+    suffix = suffix_tiles * samples * (d + wide) * element_bytes // 8
     while block_slots > 1:
         jobs = tiles * max(1, block_slots * rows // sizes.chunk_columns)
         alive = 1 + -(-(sizes.ahead + 2) // jobs)
-        if alive * block_slots * (128 + d) * element_bytes + suffix <= loaded:
+        if alive * block_slots * (wide + d) * element_bytes + suffix <= loaded:
             break
         block_slots //= 2
 
     state = 2 * (d + 1) * 4 + 64
     masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
-    per_head = (2 * d + 128) * element_bytes + 8
+    per_head = (2 * d + wide) * element_bytes + 8
     tiles_per_pass = max(1, min(tiles, QUERY_BYTES // (state + masks + per_head)))
     heads = max(1, min(shape.g, (QUERY_BYTES // tiles_per_pass - state - masks) // per_head))
     return Schedule(
@@ -103,5 +105,41 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         block_slots=block_slots,
         suffix_tiles=suffix_tiles,
         ramp=min(ramp, block_slots),
-        dma_turns=not gen2 and element_bytes == 2,
+        dma_turns=not gen2 and element_bytes == 2 and d <= 128,
     )
+
+
+def kernel_options(
+    plan: Schedule,
+    window: int | None = None,
+    softcap: float | None = None,
+    query_position: Any = None,
+    sinks: Any = None,
+    k_scale: Any = None,
+    v_scale: Any = None,
+    narrow: bool = False,
+) -> dict[str, Any]:
+    """Keyword arguments of the kernel, which writes absent options as 0 (NKI refuses `is None`).
+
+    Args:
+        plan: a schedule of the call's shape.
+        narrow: whether the caches are in 8 bits, which DMA does not turn; their factors, where one
+            is given, are both.
+        window ... v_scale: as in `nki_kernels.torch_ops.bifurcated_attention`.
+    """
+    options: dict[str, Any] = {}
+    if window is not None:
+        options["window"] = window
+    if softcap is not None:
+        # Logits come back to PSUM once more: half as many at a time.
+        plan = replace(plan, chunk_columns=min(plan.chunk_columns, 512))
+        options["softcap"] = float(softcap)
+    if query_position is not None:
+        options |= {"query_position": query_position, "with_position": True}
+    if sinks is not None:
+        options |= {"sinks": sinks, "with_sinks": True}
+    if k_scale is not None:
+        options |= {"k_scale": k_scale, "v_scale": v_scale, "with_scales": True}
+    if narrow:
+        plan = replace(plan, dma_turns=False)
+    return {**vars(plan), **options}

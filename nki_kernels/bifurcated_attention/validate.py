@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from nki_kernels.attention_state.validate import validate_operands, validate_options
+from nki_kernels.attention_state.validate import (
+    FP8,
+    validate_factors,
+    validate_operands,
+    validate_options,
+    validate_sinks,
+)
 from nki_kernels.errors import require
 
 
@@ -42,6 +48,9 @@ def validate(
     window: int | None = None,
     softcap: float | None = None,
     query_position: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> Shape:
     """Check shapes, dtypes, devices and options; values are `validate_lengths`' business.
 
@@ -97,8 +106,18 @@ def validate(
         require(lengths.dtype == torch.int32, f"{name} must be int32, got {lengths.dtype}")
         require(lengths.device == q.device, f"{name} is on {lengths.device}, q is on {q.device}")
     caches = {"k_ctx": k_ctx, "v_ctx": v_ctx, "k_suf": k_suf, "v_suf": v_suf}
-    validate_operands(q, caches, scale)
+    narrow = k_ctx.dtype == FP8
+    if narrow:
+        for name, cache in caches.items():
+            require(cache.dtype == FP8, f"{name} has dtype {cache.dtype}, k_ctx has {FP8}")
+            require(cache.device == q.device, f"{name} is on {cache.device}, q is on {q.device}")
+    validate_operands(q, {} if narrow else caches, scale)
     validate_options(window, softcap)
+    validate_sinks(sinks, h, q)
+    for name, factors in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if factors is not None:
+            require(narrow, f"{name} is a factor of {FP8}, and k_ctx has dtype {k_ctx.dtype}")
+            validate_factors(name, factors, "g", g, q)
     return Shape(G=G, r=r, n=n, h=h, g=g, d=d, S_ctx=slots // G, S_dec=rows // (G * r))
 
 

@@ -9,6 +9,7 @@ from nki_kernels.attention_state.reference import (
     State,
     finish,
     from_logits,
+    from_sinks,
     merge,
     scaled_logits,
 )
@@ -63,8 +64,7 @@ def flash_attention(
         state = from_logits(logits, valid.repeat(p, 1), values[..., first:stop, :])
         if extra is not None:
             sink = extra.expand(B, g, p, end - row).flatten(2, 3)
-            none = torch.zeros_like(state.o)
-            state = merge(state, State(o=none, max=sink, sum=torch.ones_like(sink)))
+            state = merge(state, from_sinks(sink, state.o))
         blocks.append(state)
 
     def joined(parts: list[torch.Tensor]) -> torch.Tensor:

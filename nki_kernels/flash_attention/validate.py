@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from nki_kernels.attention_state.validate import validate_operands, validate_options
+from nki_kernels.attention_state.validate import (
+    validate_operands,
+    validate_options,
+    validate_sinks,
+)
 from nki_kernels.errors import require
-
-MAX_D = 256
-"""The contraction of q·K runs over the 128 partitions of the tensor engine in at most two passes;
-the torch reference takes any head size."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +71,7 @@ def validate(
         tuple(v.shape) == (g, slots, d),
         f"v must be [g, B·S_ctx, d] = {(g, slots, d)}, got shape {tuple(v.shape)}",
     )
-    if sinks is not None:
-        require(
-            tuple(sinks.shape) == (h,),
-            f"sinks must be [h] = {(h,)}, got shape {tuple(sinks.shape)}",
-        )
-        expected = torch.float64 if q.dtype == torch.float64 else torch.float32
-        require(sinks.dtype == expected, f"sinks has dtype {sinks.dtype}, not {expected}")
-        require(sinks.device == q.device, f"sinks is on {sinks.device}, q is on {q.device}")
+    validate_sinks(sinks, h, q)
     validate_operands(q, {"k": k, "v": v}, scale)
     validate_options(window, softcap)
     return Shape(B=B, S=S, h=h, g=g, d=d, S_ctx=slots // B, start=start)
-
-
-def validate_for_kernel(shape: Shape) -> None:
-    """Check that the NKI kernel can do what is asked for.
-
-    Raises:
-        InputError: naming what it does not have.
-    """
-    require(
-        shape.d <= MAX_D,
-        f"q has head size d = {shape.d}; at most {MAX_D} is supported by the NKI kernel; use"
-        " kernels='torch'",
-    )

@@ -10,6 +10,7 @@ its own: each of them favours bifurcation. One sample takes the ordinary kernel:
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,8 +45,7 @@ def decode_path(
     element_bytes: int,
     target: str,
     attention: str = "auto",
-    window: int | None = None,
-    softcap: float | None = None,
+    features: Iterable[str] = (),
 ) -> Choice:
     """The NKI kernel that `bifurcated_attention` runs for a shape, and why.
 
@@ -54,16 +54,15 @@ def decode_path(
         element_bytes: of q: 2 or 4.
         target: trn1, inf2, gen2, trn2, gen3, trn3 or gen4.
         attention: "auto", or the kernel that must run.
-        window, softcap: as in `bifurcated_attention`.
+        features: names of options that the call asks for, which only the bifurcated kernel has.
 
     Raises:
         InputError: `attention` is unknown, or names a kernel that does not take the call.
     """
     require(attention in WAYS, f"attention must be one of {', '.join(WAYS)}, got {attention!r}")
     why = refusal(shape)
-    for name, value in (("window", window), ("softcap", softcap)):
-        if value is not None:
-            why = f"the ordinary kernel does not have {name}"
+    for name in features:
+        why = f"the ordinary kernel does not have {name}"
     if attention == "ordinary":
         require(why is None, f"attention is 'ordinary', but {why}")
     if attention != "auto":

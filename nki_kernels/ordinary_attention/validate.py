@@ -5,9 +5,11 @@ Its arguments are those of `bifurcated_attention`; see that folder's `validate`.
 
 from __future__ import annotations
 
-from nki_kernels.attention_state.validate import MAX_D
 from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import require
+
+MAX_D = 128
+"""Head sizes: a key lies on one partition an element, in one pass."""
 
 MAX_ROWS = 128
 """Query rows n·p of a kv head: a sample's maxima cross partitions in one 128-wide transpose."""

@@ -176,10 +176,16 @@ def test_a_million_instructions_are_warned_of() -> None:
 
 
 def test_auto_kernels_say_why_not() -> None:
+    plan = make_plan(replace(CONFIG, d=272), request(kernels="auto"))
+    assert plan.network.kernels == "torch" and "head size d = 272" in plan.network.why
+    with pytest.raises(InputError, match="head size d = 272; at most 256"):
+        make_plan(replace(CONFIG, d=272), request(kernels="nki"))
+
+
+def test_kernels_read_caches_in_fp8() -> None:
     plan = make_plan(replace(CONFIG, kv_dtype="fp8"), request(kernels="auto"))
-    assert plan.network.kernels == "torch" and "NKI kernels do not read it" in plan.network.why
-    with pytest.raises(InputError, match="NKI kernels do not read it"):
-        make_plan(replace(CONFIG, kv_dtype="fp8"), request(kernels="nki"))
+    assert plan.network.kernels == "nki"
+    assert all("does not have caches in fp8" in g.why for g in plan.graphs if g.phase == "decode")
 
 
 @pytest.mark.parametrize(

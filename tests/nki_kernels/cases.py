@@ -22,8 +22,12 @@ B = (1, 3, 16, 130)
 HEADS = ((8, 8), (8, 2), (4, 1))
 D = (64, 80, 128)
 DTYPES = ("float32", "bfloat16")
+SHORT = {"float32": "fl", "bfloat16": "bf", "float16": "ha"}
+BITS = {"bfloat16": 7, "float16": 10}  # of a fraction
 
 POISON = 1.0e4
+FP8_LARGEST = 240.0
+FP8_STEP = 1 / 40  # six times the deviation of keys and values fits
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,21 @@ class Case:
     gap: int = 3  # dead slots behind each buffer's longest content
     logit_scale: float = 1.0
     empty: str = ""  # "context", "suffix", "both": rows of that kind in the first group
+    fp8: bool = False  # keys and values in fp8, with factors
+    window: int | None = None
+    position: bool = False  # queries stand where `query_position` says
+    softcap: float | None = None
+    sinks: bool = False
     seed: int = 0
 
     def __str__(self) -> str:
-        name = f"c{self.m_c}-d{self.m_d}-b{self.b}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+        name = f"c{self.m_c}-d{self.m_d}-b{self.b}-h{self.h}g{self.g}-k{self.d}"
+        name += f"-{SHORT[self.dtype]}"
         extra = f"-G{self.G}" * (self.G > 1) + f"-n{self.n}" * (self.n > 1)
-        return name + extra + (f"-no-{self.empty}" if self.empty else "")
+        extra += (f"-no-{self.empty}" if self.empty else "") + "-kv8" * self.fp8
+        extra += f"-w{self.window}" * (self.window is not None) + "-at" * self.position
+        extra += f"-cap{self.softcap}" * (self.softcap is not None) + "-sinks" * self.sinks
+        return name + extra + f"-x{self.logit_scale}" * (self.logit_scale != 1)
 
     @property
     def work(self) -> int:
@@ -78,7 +91,7 @@ class FlashCase:
     seed: int = 0
 
     def __str__(self) -> str:
-        name = f"B{self.B}-S{self.S}-h{self.h}g{self.g}-k{self.d}-{self.dtype[:2]}"
+        name = f"B{self.B}-S{self.S}-h{self.h}g{self.g}-k{self.d}-{SHORT[self.dtype]}"
         name += f"-at{self.start}" * (self.start > 0)
         name += f"-w{self.window}" * (self.window is not None)
         name += f"-cap{self.softcap}" * (self.softcap is not None)
@@ -201,6 +214,60 @@ def _cover(axes: Sequence[Sequence[Any]], rng: np.random.Generator) -> list[tupl
     return chosen
 
 
+_DECODE_AXES: dict[str, Sequence[Any]] = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "fp8": (False, True),
+    "window": (None, 1, 5, 40, 300),
+    "position": (False, True),
+    "softcap": (None, 2.0, 50.0),
+    "sinks": (False, True),
+    "d": (64, 128, 192, 256),
+    "n": (1, 3),
+    "G": (1, 2),
+    "heads": ((4, 4), (4, 1), (6, 2)),
+    "m_c": (20, 130, 400),
+    "m_d": (1, 9, 40),
+    "b": (1, 5, 33),
+    "gap": (0, 3),
+    "empty": ("", "context", "suffix", "both"),
+    "logit_scale": (1.0, 30.0),
+}
+"""Settings of decode that must hold in every pair, and that random cases are drawn from."""
+
+
+def decode_pairwise() -> list[Case]:
+    """A small set in which every two settings of different kinds meet at least once."""
+    rows = _cover(tuple(_DECODE_AXES.values()), np.random.default_rng(7))
+    return [_decode_case(dict(zip(_DECODE_AXES, row, strict=True)), seed=0) for row in rows]
+
+
+def random_case(seed: int) -> Case:
+    """A decode call at random: any settings together, sizes that are multiples of nothing."""
+    rng = np.random.default_rng(seed)
+    drawn = {name: axis[rng.integers(len(axis))] for name, axis in _DECODE_AXES.items()}
+    g = int(rng.integers(1, 5))
+    drawn |= {
+        "heads": (g * int(rng.integers(1, 4)), g),
+        "d": int(rng.choice([rng.integers(1, 33), rng.integers(33, 257), 64, 128, 256])),
+        "n": int(rng.integers(1, 5)),
+        "G": int(rng.integers(1, 4)),
+        "m_c": int(rng.choice([1, rng.integers(1, 140), rng.integers(140, 700)])),
+        "m_d": int(rng.choice([1, rng.integers(1, 20), rng.integers(20, 90)])),
+        "b": int(rng.choice([1, rng.integers(2, 8), rng.integers(8, 24)])),
+        "gap": int(rng.integers(0, 6)),
+        "logit_scale": float(rng.choice([1.0, 20.0, 1000.0])),
+    }
+    if drawn["window"] is not None:
+        drawn["window"] = int(rng.integers(1, drawn["m_c"] + drawn["m_d"] + 5))
+    return _decode_case(drawn, seed)
+
+
+def _decode_case(settings: dict[str, Any], seed: int) -> Case:
+    h, g = settings.pop("heads")
+    settings["position"] = settings["position"] and settings["window"] is not None
+    return Case(h=h, g=g, seed=seed, **settings)
+
+
 def make(case: Case, poison: float = POISON) -> dict[str, Any]:
     """Tensors and scale of a case, by argument name; dead slots hold ±`poison`, at random."""
     rng = np.random.default_rng(case.seed)
@@ -221,12 +288,15 @@ def make(case: Case, poison: float = POISON) -> dict[str, Any]:
         # live: bool [slots]; K and V of dead slots are poison.
         values = rng.standard_normal((g, len(live), d))
         dead = poison * signs.choice([-1.0, 1.0], values.shape)
+        if case.fp8:
+            values, dead = values / FP8_STEP, np.clip(dead, -FP8_LARGEST, FP8_LARGEST)
         values = np.where(live[None, :, None], values, dead)
-        return _tensor(values if slots_first else values.transpose(0, 2, 1), case.dtype)
+        dtype = "float8_e4m3fn" if case.fp8 else case.dtype
+        return _tensor(values if slots_first else values.transpose(0, 2, 1), dtype)
 
     context_live = (np.arange(S_ctx) < context_len[:, None]).reshape(-1)
     suffix_live = (np.arange(S_dec) < suffix_len[..., None]).reshape(-1)
-    return {
+    arguments: dict[str, Any] = {
         "q": _tensor(rng.standard_normal((G, r, n, h, d)) * case.logit_scale, case.dtype),
         "k_ctx": buffer(context_live, False),
         "v_ctx": buffer(context_live, True),
@@ -236,6 +306,19 @@ def make(case: Case, poison: float = POISON) -> dict[str, Any]:
         "suffix_len": torch.tensor(suffix_len, dtype=torch.int32),
         "scale": d**-0.5,
     }
+    if case.window is not None:
+        arguments["window"] = case.window
+    if case.position:
+        last = rng.integers(0, case.m_c + case.m_d + case.window // 2, (G, r))
+        arguments["query_position"] = torch.tensor(last, dtype=torch.int32)
+    if case.softcap is not None:
+        arguments["softcap"] = case.softcap
+    if case.sinks:
+        arguments["sinks"] = _tensor(2 * rng.standard_normal(h), "float32")
+    if case.fp8:
+        for name in ("k_scale", "v_scale"):
+            arguments[name] = _tensor(FP8_STEP * rng.uniform(0.6, 1.4, g), "float32")
+    return arguments
 
 
 def make_flash(case: FlashCase, poison: float = POISON) -> dict[str, Any]:
@@ -269,8 +352,9 @@ def make_flash(case: FlashCase, poison: float = POISON) -> dict[str, Any]:
 
 def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(o, max, sum) in fp64 NumPy: per sample, one softmax over its context and suffix joined."""
-    q, k_ctx, v_ctx = (_double(arguments[name]) for name in ("q", "k_ctx", "v_ctx"))
-    k_suf, v_suf = (_double(arguments[name]) for name in ("k_suf", "v_suf"))
+    q, k_ctx, v_ctx, k_suf, v_suf = _operands(arguments)
+    window, softcap = arguments.get("window"), arguments.get("softcap")
+    sinks = arguments.get("sinks")
     context_len = arguments["context_len"].numpy()
     suffix_len = arguments["suffix_len"].numpy()
     G, r, n, h, _ = q.shape
@@ -278,21 +362,67 @@ def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     S_ctx, S_dec = k_ctx.shape[2] // G, k_suf.shape[1] // (G * r)
     o, top, total = np.zeros_like(q), np.full(q.shape[:-1], -3.0e38), np.zeros(q.shape[:-1])
     for j, i, t in itertools.product(range(G), range(r), range(n)):
-        c = slice(j * S_ctx, j * S_ctx + context_len[j])
+        behind = n - 1 - t  # tokens of the step that this one does not see
+        own = suffix_len[j, i] - 1 - behind  # its row in the suffix
+        position = context_len[j] + own
+        if "query_position" in arguments:
+            position = int(arguments["query_position"][j, i]) - behind
+        oldest, oldest_own = 0, 0
+        if window is not None:
+            oldest = min(max(0, position - window + 1), context_len[j])
+            oldest_own = max(0, own - window + 1)
+        c = slice(j * S_ctx + oldest, j * S_ctx + context_len[j])
         first = (j * r + i) * S_dec
-        s = slice(first, first + max(0, suffix_len[j, i] - (n - 1 - t)))
+        s = slice(first + oldest_own, first + max(0, own + 1))
         keys = np.concatenate([k_ctx[:, :, c].transpose(0, 2, 1), k_suf[:, s]], axis=1)
         values = np.concatenate([v_ctx[:, c], v_suf[:, s]], axis=1)
-        if keys.shape[1] == 0:
+        if keys.shape[1] == 0 and sinks is None:
             continue
         rows = q[j, i, t].reshape(-1, p, q.shape[-1])  # [g, p, d]
-        logits = (rows @ keys.transpose(0, 2, 1) * arguments["scale"]).reshape(h, -1)
-        top[j, i, t] = logits.max(-1)
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        logits = (rows @ keys.transpose(0, 2, 1) * arguments["scale"]).reshape(h, keys.shape[1])
+        if softcap is not None:
+            logits = softcap * np.tanh(logits / softcap)
+        highest = logits.max(-1, initial=-3.0e38)
+        if sinks is not None:
+            highest = np.maximum(highest, _double(sinks))
+        top[j, i, t] = highest
+        weights = np.exp(logits - highest[:, None])
         total[j, i, t] = weights.sum(-1)
-        mixed = weights.reshape(-1, p, keys.shape[1]) @ values
+        if sinks is not None:
+            total[j, i, t] += np.exp(_double(sinks) - highest)
+        mixed = weights.reshape(h // p, p, keys.shape[1]) @ values
         o[j, i, t] = mixed.reshape(h, -1) / total[j, i, t][:, None]
     return o, top, total
+
+
+def _operands(arguments: dict[str, Any]) -> list[np.ndarray]:
+    """q, k_ctx, v_ctx, k_suf and v_suf in fp64, times the factors of what is in 8 bits."""
+    operands = [_double(arguments["q"])]
+    for name in ("k_ctx", "v_ctx", "k_suf", "v_suf"):
+        factors = arguments.get(f"{name[0]}_scale")
+        wide = _double(arguments[name])
+        operands.append(wide if factors is None else wide * _double(factors)[:, None, None])
+    return operands
+
+
+def largest_logit(arguments: dict[str, Any]) -> float:
+    """The size of a decode call's largest logit, before a soft-cap; of live slots alone."""
+    q, k_ctx, _, k_suf, _ = _operands(arguments)
+    context_len, suffix_len = arguments["context_len"], arguments["suffix_len"]
+    G, r, n, h, d = q.shape
+    g = k_ctx.shape[0]
+    slots, rows = k_ctx.shape[2] // G, k_suf.shape[1] // (G * r)
+    most = 0.0
+    for j in range(G):
+        mine = q[j].reshape(r * n, g, h // g, d).transpose(1, 0, 2, 3).reshape(g, -1, d)
+        keys = k_ctx[:, :, j * slots : j * slots + int(context_len[j])]
+        most = max(most, float(np.abs(mine @ keys).max(initial=0.0)))
+        for i in range(r):
+            first = (j * r + i) * rows
+            own = k_suf[:, first : first + int(suffix_len[j, i])].transpose(0, 2, 1)
+            mine = q[j, i].reshape(n, g, h // g, d).transpose(1, 0, 2, 3).reshape(g, -1, d)
+            most = max(most, float(np.abs(mine @ own).max(initial=0.0)))
+    return most * float(arguments["scale"])
 
 
 def flash_oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -347,7 +477,7 @@ def flash_largest_logit(arguments: dict[str, Any]) -> float:
 
 
 def tolerance(expected: np.ndarray, dtype: str, largest_logit: float = 0.0) -> float:
-    """The largest error allowed: 1e-5 of the largest output in fp32, two ulp of it in bf16.
+    """The largest error allowed: 1e-5 of the largest output in fp32, two ulp of it in 16 bits.
 
     Large logits add what their rounding in fp32 does to a weight: 4·2^-24·max|logit| of it.
     """
@@ -355,7 +485,8 @@ def tolerance(expected: np.ndarray, dtype: str, largest_logit: float = 0.0) -> f
     more = 4 * 2.0**-24 * largest_logit * largest
     if dtype == "float32":
         return 1e-5 * largest + more
-    return float(2 * 2.0 ** (np.floor(np.log2(max(largest, 1e-30))) - 7)) + more
+    ulp = 2.0 ** (np.floor(np.log2(max(largest, 1e-30))) - BITS[dtype])
+    return float(2 * ulp) + more
 
 
 def error(actual: torch.Tensor, expected: np.ndarray) -> float:
@@ -365,10 +496,13 @@ def error(actual: torch.Tensor, expected: np.ndarray) -> float:
 
 
 def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
-    return torch.tensor(values, dtype=getattr(torch, dtype)).contiguous()
+    exact = torch.tensor(np.asarray(values), dtype=torch.float64)
+    return exact.to(getattr(torch, dtype)).contiguous()
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).astype(np.float64)
+    if tensor.dtype == torch.float8_e4m3fn:
+        return tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     return tensor.numpy().astype(np.float64)

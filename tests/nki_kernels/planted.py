@@ -41,7 +41,8 @@ from tests.nki_kernels.running import (
 STATE = "attention_state"
 DECODE = "bifurcated_attention"
 PREFILL = "flash_attention"
-PIECES = ("plan", "stages", "suffix", "kernel")  # files of a room, what imports after what it takes
+PIECES = ("plan", "stages", "features", "suffix", "rows", "kernel")
+"""Files of a room, what imports after what it takes."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 import nki_sim
 from nki_kernels import launch
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
@@ -21,21 +23,24 @@ from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 
 BIFURCATED = ("nki_kernels.bifurcated_attention.kernel", "bifurcated_attention_kernel")
 FLASH = ("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
-FLASH_OPTIONS = ("start", "window", "softcap", "sinks")
+OPTIONS = ("start", "window", "softcap", "sinks", "query_position", "k_scale", "v_scale")
+"""Arguments of a case that a kernel takes by keyword."""
 
 
 def bifurcated_options(arguments: dict[str, Any], target: str = "trn1") -> dict[str, Any]:
-    """The schedule that the operator would choose."""
+    """The schedule that the operator would choose, and the options of the call."""
     shape = bifurcated_validate.validate(**arguments)
     plan = bifurcated_tuning.schedule(shape, arguments["q"].element_size(), target)
-    return dict(vars(plan))
+    options = {name: arguments[name] for name in OPTIONS if name in arguments}
+    narrow = arguments["k_ctx"].dtype == torch.float8_e4m3fn
+    return bifurcated_tuning.kernel_options(plan, **options, narrow=narrow)
 
 
 def flash_options(arguments: dict[str, Any], target: str = "trn1") -> dict[str, Any]:
     """The schedule that the operator would choose, and the options of the call."""
     shape = flash_validate.validate(**arguments)
     plan = flash_tuning.schedule(shape, arguments["q"].element_size(), target)
-    options = {name: arguments[name] for name in FLASH_OPTIONS if name in arguments}
+    options = {name: arguments[name] for name in OPTIONS if name in arguments}
     return flash_tuning.kernel_options(plan, **options)
 
 
@@ -44,12 +49,18 @@ def simulate(
     arguments: dict[str, Any],
     target: str = "trn1",
     trace: nki_sim.Trace | None = None,
+    lnc: int = 1,
     **options: Any,
 ) -> Any:
-    """Run a kernel, or one named by (module, function), on a case's arguments."""
+    """Run a kernel, or one named by (module, function), on a case's arguments.
+
+    With `lnc` 2 it runs as a logical core of two physical ones.
+    """
     if isinstance(kernel, tuple):
         kernel = launch.load(*kernel)
-    tensors = [value for name, value in arguments.items() if name not in FLASH_OPTIONS]
+    if lnc > 1:
+        kernel = kernel[lnc]
+    tensors = [value for name, value in arguments.items() if name not in OPTIONS]
     return nki_sim.simulate(kernel, target=target, trace=trace)(*tensors, **options)
 
 

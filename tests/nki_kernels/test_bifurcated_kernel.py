@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 import nki_sim
 from nki_kernels import bifurcated_attention
-from nki_kernels.attention_state.reference import MASK, State, finish, merge, resume
 from tests.nki_kernels.cases import (
     FEATURES,
     HEADS,
@@ -24,11 +22,17 @@ from tests.nki_kernels.cases import (
     Case,
     D,
     cross,
-    error,
+    largest_logit,
     make,
-    oracle,
     pairwise,
-    tolerance,
+)
+from tests.nki_kernels.holding import (
+    dead_slots_change_no_bit,
+    hold,
+    marked,
+    returned_states_merge,
+    rows_without_keys_are_empty,
+    runner,
 )
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options, simulate
 
@@ -41,26 +45,11 @@ pytestmark = [
 SLOW_WORK = 700
 
 
-def marked(cases: list[Case]) -> list[Any]:
-    return [
-        pytest.param(case, id=str(case), marks=[pytest.mark.slow] if case.work > SLOW_WORK else [])
-        for case in cases
-    ]
+RUN = runner(BIFURCATED, bifurcated_options)
 
 
-def hold(case: Case, target: str = "trn1", **options: Any) -> None:
-    """Run a case and compare output and statistics with the oracle."""
-    arguments = make(case)
-    expected, top, total = oracle(arguments)
-    options = options or bifurcated_options(arguments, target)
-    o, highest, weight = simulate(BIFURCATED, arguments, target, return_state=True, **options)
-    assert o.dtype == arguments["q"].dtype
-    assert highest.dtype == weight.dtype == torch.float32
-    assert error(o, expected) <= tolerance(expected, case.dtype)
-    np.testing.assert_allclose(highest.numpy(), top, rtol=1e-5, atol=1e-5)
-    # The sum is that of the weights as V meets them, rounded to the dtype.
-    rounding = 1e-4 if case.dtype == "float32" else 2.0**-8
-    np.testing.assert_allclose(weight.numpy(), total, rtol=rounding)
+def slow(case: Case) -> bool:
+    return case.work > SLOW_WORK
 
 
 def test_pairwise_covers_every_pair() -> None:
@@ -73,28 +62,28 @@ def test_pairwise_covers_every_pair() -> None:
             assert met == {(x, y) for x in axes[i] for y in axes[j]}
 
 
-@pytest.mark.parametrize("case", marked(pairwise()))
+@pytest.mark.parametrize("case", marked(pairwise(), slow))
 def test_sizes(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
-@pytest.mark.parametrize("case", marked(FEATURES))
+@pytest.mark.parametrize("case", marked(FEATURES, slow))
 def test_features(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in cross()])
 def test_every_size_with_every_other(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
 @pytest.mark.parametrize("target", ["inf2", "trn2", "trn3"])
 @pytest.mark.parametrize(
-    "case", marked([FEATURES[1], FEATURES[5], replace(FEATURES[5], dtype="bfloat16")])
+    "case", marked([FEATURES[1], FEATURES[5], replace(FEATURES[5], dtype="bfloat16")], slow)
 )
 def test_newer_and_sister_cores(case: Case, target: str) -> None:
-    hold(case, target)
+    hold(RUN, case, target)
 
 
 @settings(deadline=None, max_examples=30)
@@ -116,31 +105,16 @@ def test_newer_and_sister_cores(case: Case, target: str) -> None:
     )
 )
 def test_any_size(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
-@pytest.mark.parametrize("case", marked(FEATURES))
+@pytest.mark.parametrize("case", marked(FEATURES, slow))
 def test_poison_changes_no_bit(case: Case) -> None:
-    """Whatever finite number a dead slot holds, output, max and sum have the same bits."""
-    results = []
-    for poison in (0.0, 1e4, -3.0):
-        arguments = make(case, poison)
-        options = bifurcated_options(arguments)
-        results.append(simulate(BIFURCATED, arguments, return_state=True, **options))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    dead_slots_change_no_bit(RUN, case)
 
 
 def test_rows_without_keys() -> None:
-    case = replace(FEATURES[0], empty="both", G=2, b=4)
-    arguments = make(case)
-    o, top, total = bifurcated_attention(**arguments, return_state=True, kernels="nki")
-    dead = arguments["suffix_len"] == 0
-    dead[arguments["context_len"] > 0] = False
-    assert dead.sum() == 2
-    assert (o[dead] == 0).all() and (total[dead] == 0).all()
-    assert (top[dead] == MASK).all()
-    assert (total[~dead] > 0).all()
+    rows_without_keys_are_empty(RUN, replace(FEATURES[0], empty="both", G=2, b=4), dead_rows=2)
 
 
 @pytest.mark.parametrize(
@@ -177,35 +151,16 @@ def test_same_bits_whatever_b_is(b: int) -> None:
     assert torch.equal(few, many[:, :b])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_logits_of_ten_thousand(dtype: str) -> None:
     """The rounded shift stays within the range of the exponential, and the rest is exact enough."""
     case = Case(m_c=700, m_d=9, b=3, h=4, g=2, d=64, logit_scale=3000.0, dtype=dtype)
-    arguments = make(case)
-    expected, top, _ = oracle(arguments)
-    largest = np.abs(top).max()
-    assert largest > 1e4
-    actual = simulate(BIFURCATED, arguments, **bifurcated_options(arguments))
-    rounding = 4 * 2.0**-24 * largest * np.abs(expected).max()
-    assert error(actual, expected) <= tolerance(expected, dtype) + rounding
+    assert largest_logit(make(case)) > 1e4
+    hold(RUN, case)
 
 
 def test_returned_states_merge() -> None:
-    """Attending two halves of a context in two calls and merging is attending the whole."""
-    case = Case(m_c=64, m_d=5, b=3, h=4, g=2, d=16, gap=0)
-    arguments = make(case)
-    expected = oracle(arguments)[0]
-    first = dict(arguments, k_ctx=arguments["k_ctx"][:, :, :40], v_ctx=arguments["v_ctx"][:, :40])
-    first["context_len"] = torch.tensor([40], dtype=torch.int32)
-    second = dict(arguments, k_ctx=arguments["k_ctx"][:, :, 40:], v_ctx=arguments["v_ctx"][:, 40:])
-    second["context_len"] = torch.tensor([24], dtype=torch.int32)
-    second["suffix_len"] = torch.zeros_like(arguments["suffix_len"])
-
-    def state(half: dict[str, Any]) -> State:
-        return resume(*bifurcated_attention(**half, return_state=True, kernels="nki"))
-
-    joined = finish(merge(state(first), state(second)))
-    assert error(joined, expected) <= tolerance(expected, case.dtype)
+    returned_states_merge(RUN)
 
 
 def test_operator_is_the_kernel() -> None:

@@ -15,17 +15,23 @@ from hypothesis import strategies as st
 
 import nki_sim
 from nki_kernels import launch
-from nki_kernels.attention_state.reference import MASK, State, finish, merge, resume
 from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import InputError
 from nki_kernels.ordinary_attention import tuning
 from nki_kernels.ordinary_attention.pieces import column_tiles, cut, steps
 from nki_kernels.ordinary_attention.validate import validate_for_kernel
 from nki_kernels.speed_of_light import Decode, speed_of_light
-from tests.nki_kernels.cases import FEATURES, Case, error, make, oracle, pairwise, tolerance
+from tests.nki_kernels.cases import FEATURES, Case, make, pairwise
+from tests.nki_kernels.holding import (
+    dead_slots_change_no_bit,
+    hold,
+    marked,
+    returned_states_merge,
+    rows_without_keys_are_empty,
+    runner,
+)
 from tests.nki_kernels.ordinary import ERRORS, ORDINARY, caught, differences, load, options
 from tests.nki_kernels.planted import Planted
-from tests.nki_kernels.running import simulate
 
 pytestmark = [
     pytest.mark.sim,
@@ -36,42 +42,28 @@ pytestmark = [
 ACCEPTED = [case for case in FEATURES if case.n * case.h // case.g <= 128]
 
 
-def marked(cases: list[Case]) -> list[Any]:
-    return [
-        pytest.param(case, id=str(case), marks=[pytest.mark.slow] if case.b > 16 else [])
-        for case in cases
-    ]
+RUN = runner(ORDINARY, options)
 
 
-def hold(case: Case, target: str = "trn1", **changes: int) -> None:
-    """Run a case and compare output and statistics with the oracle."""
-    arguments = make(case)
-    expected, top, total = oracle(arguments)
-    o, highest, weight = simulate(
-        ORDINARY, arguments, target, return_state=True, **options(arguments) | changes
-    )
-    assert o.dtype == arguments["q"].dtype
-    assert highest.dtype == weight.dtype == torch.float32
-    assert error(o, expected) <= tolerance(expected, case.dtype)
-    np.testing.assert_allclose(highest.numpy(), top, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(weight.numpy(), total, rtol=1e-4)
+def slow(case: Case) -> bool:
+    return case.b > 16
 
 
-@pytest.mark.parametrize("case", marked(ACCEPTED))
+@pytest.mark.parametrize("case", marked(ACCEPTED, slow))
 def test_features(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in pairwise() if c.b <= 16])
 def test_sizes(case: Case) -> None:
-    hold(case)
+    hold(RUN, case)
 
 
 @pytest.mark.parametrize("target", ["inf2", "trn2", "trn3"])
 @pytest.mark.parametrize("case", [ACCEPTED[1], ACCEPTED[5]], ids=str)
 def test_newer_and_sister_cores(case: Case, target: str) -> None:
-    hold(case, target)
+    hold(RUN, case, target)
 
 
 @settings(deadline=None, max_examples=25)
@@ -84,7 +76,7 @@ def test_newer_and_sister_cores(case: Case, target: str) -> None:
         h=st.just(6),
         g=st.sampled_from([1, 2, 3, 6]),
         d=st.integers(1, 40),
-        dtype=st.sampled_from(["float32", "bfloat16"]),
+        dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
         G=st.integers(1, 3),
         n=st.integers(1, 3),
         gap=st.integers(0, 5),
@@ -95,28 +87,16 @@ def test_newer_and_sister_cores(case: Case, target: str) -> None:
     pairs=st.integers(1, 9),
 )
 def test_any_size_and_schedule(case: Case, blocks: int, pairs: int) -> None:
-    hold(case, blocks=blocks, pairs=pairs)
+    hold(RUN, case, blocks=blocks, pairs=pairs)
 
 
-@pytest.mark.parametrize("case", marked(ACCEPTED))
+@pytest.mark.parametrize("case", marked(ACCEPTED, slow))
 def test_poison_changes_no_bit(case: Case) -> None:
-    """Whatever finite number a dead slot holds, output, max and sum have the same bits."""
-    results = []
-    for poison in (0.0, 1e4):
-        arguments = make(case, poison)
-        results.append(simulate(ORDINARY, arguments, return_state=True, **options(arguments)))
-    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    dead_slots_change_no_bit(RUN, case)
 
 
 def test_rows_without_keys() -> None:
-    arguments = make(replace(FEATURES[0], empty="both", G=2, b=4))
-    o, top, total = simulate(ORDINARY, arguments, return_state=True, **options(arguments))
-    dead = arguments["suffix_len"] == 0
-    dead[arguments["context_len"] > 0] = False
-    assert dead.sum() == 2
-    assert (o[dead] == 0).all() and (total[dead] == 0).all()
-    assert (top[dead] == MASK).all()
-    assert (total[~dead] > 0).all()
+    rows_without_keys_are_empty(RUN, replace(FEATURES[0], empty="both", G=2, b=4), dead_rows=2)
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:
@@ -139,24 +119,7 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
 
 
 def test_returned_states_merge() -> None:
-    """Attending two halves of a context in two calls and merging is attending the whole."""
-    arguments = make(Case(m_c=64, m_d=5, b=3, h=4, g=2, d=16, gap=0))
-    expected = oracle(arguments)[0]
-    first = dict(arguments, k_ctx=arguments["k_ctx"][:, :, :40], v_ctx=arguments["v_ctx"][:, :40])
-    first["context_len"] = torch.tensor([40], dtype=torch.int32)
-    second = dict(arguments, k_ctx=arguments["k_ctx"][:, :, 40:], v_ctx=arguments["v_ctx"][:, 40:])
-    second["context_len"] = torch.tensor([24], dtype=torch.int32)
-    second["suffix_len"] = torch.zeros_like(arguments["suffix_len"])
-
-    def state(half: dict[str, Any]) -> State:
-        dense = {
-            name: value.contiguous() if isinstance(value, torch.Tensor) else value
-            for name, value in half.items()
-        }
-        return resume(*simulate(ORDINARY, dense, return_state=True, **options(dense)))
-
-    joined = finish(merge(state(first), state(second)))
-    assert error(joined, expected) <= tolerance(expected, "float32")
+    returned_states_merge(RUN)
 
 
 def test_planted_errors_are_caught(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_reasons_say_why() -> None:
     choice = decode_path(wide, 2, "trn1")
     assert choice.path == "bifurcated" and "at most 128" in choice.reason
     assert "slots of context" in decode_path(MHA, 2, "trn1").reason
-    assert "window" in decode_path(replace(MHA, r=1), 2, "trn1", window=5).reason
+    assert "window" in decode_path(replace(MHA, r=1), 2, "trn1", features=["window"]).reason
 
 
 def test_refusals() -> None:
@@ -54,7 +54,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="'ordinary', but q has n·p"):
         decode_path(replace(MHA, g=1, h=132), 2, "trn1", "ordinary")
     with pytest.raises(InputError, match="does not have softcap"):
-        decode_path(MHA, 2, "trn1", "ordinary", softcap=1.0)
+        decode_path(MHA, 2, "trn1", "ordinary", ["softcap"])
     arguments = make(Case(m_c=9, m_d=2, b=1, h=2, g=1, d=8))
     with pytest.raises(InputError, match="attention must be one of"):
         bifurcated_attention(**arguments, attention="never")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,7 +54,17 @@ BIFURCATED = {
         {"context_len": torch.tensor([5, 5])},
         "context_len must be int32, got .*int64",
     ),
-    "dtype": ({"q": torch.zeros(2, 3, 1, 4, 16, dtype=torch.float16)}, "q has dtype torch.float16"),
+    "dtype": ({"q": torch.zeros(2, 3, 1, 4, 16, dtype=torch.int32)}, "q has dtype torch.int32"),
+    "sinks": ({"sinks": torch.zeros(3)}, r"sinks must be \[h\] = \(4,\), got shape \(3,\)"),
+    "sinks dtype": ({"sinks": torch.zeros(4).bfloat16()}, "sinks has dtype torch.bfloat16"),
+    "one cache in fp8": (
+        {"k_ctx": torch.zeros(2, 16, 16).to(torch.float8_e4m3fn)},
+        "v_ctx has dtype torch.float32, k_ctx has torch.float8_e4m3fn",
+    ),
+    "factors of what is not in fp8": (
+        {"k_scale": torch.ones(2)},
+        "k_scale is a factor of torch.float8_e4m3fn, and k_ctx has dtype torch.float32",
+    ),
     "mixed dtypes": ({"v_ctx": torch.zeros(2, 16, 16).bfloat16()}, "v_ctx has dtype .*bfloat16, q"),
     "device": ({"k_suf": torch.zeros(2, 30, 16, device="meta")}, "k_suf is on meta, q is on cpu"),
     "scale": ({"scale": 0.0}, "scale must be finite and > 0, got 0.0"),
@@ -109,28 +120,21 @@ def test_flash_refuses(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("d", "options", "message"),
-    [
-        (16, {"window": 4}, "window is 4, and the NKI kernels do not have window yet"),
-        (16, {"softcap": 5.0}, r"softcap is 5\.0, and the NKI kernels do not have softcap yet"),
-        (129, {}, "q has head size d = 129; at most 128 is supported by the NKI kernels"),
-    ],
-    ids=["window", "softcap", "head size"],
-)
-def test_what_the_kernels_do_not_have(d: int, options: dict[str, Any], message: str) -> None:
-    """The references take it; the kernels refuse it by name."""
-    decode = make(Case(m_c=5, m_d=2, b=3, h=4, g=2, d=d)) | options
-    assert bifurcated_attention(**decode).shape == decode["q"].shape
-    with pytest.raises(InputError, match=message):
-        bifurcated_attention(**decode, kernels="nki")
+def test_factors_have_a_number_a_kv_head() -> None:
+    arguments = make(replace(CASE, fp8=True)) | {"v_scale": torch.ones(3)}
+    with pytest.raises(InputError, match=r"v_scale must be \[g\] = \(2,\), got shape \(3,\)"):
+        bifurcated_attention(**arguments)
 
 
-def test_head_sizes_that_the_prefill_kernel_does_not_have() -> None:
+def test_head_sizes_that_the_kernels_do_not_have() -> None:
+    """The references take them; the kernels refuse them by name."""
+    decode = make(Case(m_c=5, m_d=2, b=3, h=4, g=2, d=257))
     prefill = make_flash(FlashCase(B=1, S=6, h=4, g=2, d=257))
-    assert flash_attention(**prefill).shape == prefill["q"].shape
-    with pytest.raises(InputError, match="q has head size d = 257; at most 256 is supported by"):
-        flash_attention(**prefill, kernels="nki")
+    message = "q has head size d = 257; at most 256 is supported by the NKI kernels"
+    for operator, arguments in ((bifurcated_attention, decode), (flash_attention, prefill)):
+        assert operator(**arguments).shape == arguments["q"].shape
+        with pytest.raises(InputError, match=message):
+            operator(**arguments, kernels="nki")
 
 
 def test_double_is_for_the_reference_alone() -> None:

@@ -41,12 +41,11 @@ def count_minus(prompt: str, answer: str) -> int:
 def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telling, "cuda_path", lambda dtype: "triton")
 
-    def words(device: str, kernels: str = "auto", split_windows: bool = False) -> str:
-        return telling.describe_kernels(device, torch.bfloat16, kernels, "trn2", split_windows)
+    def words(device: str, kernels: str = "auto") -> str:
+        return telling.describe_kernels(device, torch.bfloat16, kernels, "trn2")
 
     assert words("cuda") == "triton"
-    assert words("cuda", split_windows=True) == "triton, torch in layers with a window"
-    assert words("cuda", "torch", True) == words("cpu", split_windows=True) == "torch"
+    assert words("cuda", "torch") == words("cpu") == "torch"
     assert words("cpu", "nki") == "nki, simulated trn2"
     assert words("xla") == words("xla", "nki") == "nki"
 

@@ -235,7 +235,6 @@ def test_refusals(saved: Path, tmp_path: Path) -> None:
         (lambda: load(tmp_path / "int8", weights="fp8"), "the checkpoint's are int8"),
         (lambda: load(saved, weights="int4"), "weights is 'int4'"),  # type: ignore[arg-type]
         (lambda: load(saved, kv_dtype="int8"), "kv_dtype is 'int8'"),  # type: ignore[arg-type]
-        (lambda: load(saved, kv_dtype="fp8", kernels="nki"), "kv_dtype is 'fp8', and the NKI"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()

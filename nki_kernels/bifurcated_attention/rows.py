@@ -1,0 +1,118 @@
+"""What belongs to a tile of query rows: its queries on the way in, its results on the way out.
+
+Legal on NeuronCore-v2 and later and in NKI 0.2 to 0.7. Imports only `nki` and pieces under that
+rule.
+"""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.attention_state.kernel import BANK, MASK, TINY, head_slices, transpose_rows
+from nki_kernels.bifurcated_attention.features import factor_of, join_sink, scale_values
+from nki_kernels.bifurcated_attention.plan import tile_rows
+
+
+def row_pattern(tile, group, kv, heads, r, n, h, g, width):
+    """Access pattern and offset of a tile's rows in a tensor [G, r, n, h, width].
+
+    The order is (sample and token, head of a kv head, kv head, width): rows on partitions first, as
+    tiles of queries, outputs and statistics hold them. Samples and tokens are one dimension,
+    because a tile of several samples takes all their tokens.
+    """
+    s, samples, t, tokens, head, count = tile
+    p = h // g
+    pattern = [[h * width, samples * tokens], [width, count], [p * width, heads], [1, width]]
+    offset = (((group * r + s) * n + t) * h + kv * p + head) * width
+    return pattern, offset
+
+
+def load_queries(q, group, tile, kv, heads, g, identity):
+    """The tile's queries with d on partitions: for each kv head SBUF views [up to 128 of d, R]."""
+    _, r, n, h, d = q.shape
+    rows = tile_rows(tile)
+    pattern, offset = row_pattern(tile, group, kv, heads, r, n, h, g, d)
+    loaded = nl.ndarray((rows, heads * d), dtype=q.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
+    turned: list = []
+    together = BANK // rows  # heads whose transposes share a PSUM bank
+    for i in range(0, heads, together):
+        count = min(together, heads - i)
+        for _ in range(count):
+            turned.append([])
+        for low, size in head_slices(d):
+            chunks = []
+            for j in range(count):
+                at = (i + j) * d + low
+                chunks.append(loaded[:, at : at + size])
+            columns = transpose_rows(chunks, identity)
+            for j in range(count):
+                turned[i + j].append(columns[:, j * rows : (j + 1) * rows])
+    return turned
+
+
+def finish(call, job, d):
+    """o / sum, 0 for a row that saw no key; and the statistics. Stored once all heads are there."""
+    room = job["room"]
+    heads = room["heads"]
+    rows = room["rows"]
+    i = job["head"]
+    state = job["state"]
+    factor = factor_of(call, job, rows)
+    if call["with_sinks"]:
+        join_sink(call, job)
+        factor = 1.0
+    total = state["o"][:, d : d + 1]
+    if len(room["results"]) == 0:
+        room["results"].append(nl.ndarray((rows, heads * d), dtype=call["q"].dtype, buffer=nl.sbuf))
+        for _ in range(1, len(call["stores"])):
+            room["results"].append(nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf))
+    inverse = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=inverse, data=total, op0=nl.maximum, operand0=TINY)
+    nisa.reciprocal(dst=inverse, data=inverse)
+    if call["with_scales"]:
+        scale_values(call, job, inverse)
+    nisa.tensor_scalar(
+        dst=room["results"][0][:, i * d : (i + 1) * d],
+        data=state["o"][:, 0:d],
+        op0=nl.multiply,
+        operand0=inverse,
+    )
+    if len(call["stores"]) > 1:
+        # Of a row that saw no key the max is MASK, which absorbs.
+        highest = state["highest"][-1]
+        less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=highest, op=nl.subtract)
+        grown = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=grown, op=nl.exp, data=less, scale=factor)
+        none = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=none, data=total, op0=nl.equal, operand0=0.0, op1=nl.multiply, operand1=MASK
+        )
+        nisa.scalar_tensor_tensor(
+            dst=room["results"][1][:, i : i + 1],
+            data=highest,
+            op0=nl.multiply,
+            operand0=factor,
+            op1=nl.add,
+            operand1=none,
+        )
+        nisa.tensor_tensor(
+            dst=room["results"][2][:, i : i + 1], data1=total, data2=grown, op=nl.multiply
+        )
+    if i + 1 == heads:
+        for j in range(len(call["stores"])):
+            store_rows(call["stores"][j], room["results"][j], room)
+
+
+def store_rows(out, result, room):
+    """Store an SBUF tile [rows, heads · width] to its rows of [G, r, n, h, width]."""
+    r = out.shape[1]
+    n = out.shape[2]
+    h = out.shape[3]
+    width = result.shape[1] // room["heads"]
+    pattern, offset = row_pattern(
+        room["tile"], room["group"], room["kv"], room["heads"], r, n, h, room["g"], width
+    )
+    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)

@@ -1,0 +1,76 @@
+"""The decode kernel with everything that a call may ask for, every two of them together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.nki_kernels.cases import (
+    Case,
+    decode_pairwise,
+    make,
+    random_case,
+)
+from tests.nki_kernels.holding import dead_slots_change_no_bit, hold, runner
+from tests.nki_kernels.running import BIFURCATED, bifurcated_options
+
+pytestmark = [
+    pytest.mark.sim,
+    # A read of memory that nothing wrote, or other advice of the simulator, is a failure here.
+    pytest.mark.filterwarnings("error"),
+]
+
+RUN = runner(BIFURCATED, bifurcated_options)
+PAIRS = decode_pairwise()
+SMALL = {"chunk_columns": 64, "block_slots": 2, "ramp": 1, "suffix_tiles": 2}
+"""Sizes at which a few hundred keys take several blocks and chunks."""
+
+
+def every(step: int) -> list[Any]:
+    """The pairwise cases; all but every `step`th of them slow."""
+    return [
+        pytest.param(case, id=str(case), marks=[] if i % step == 0 else [pytest.mark.slow])
+        for i, case in enumerate(PAIRS)
+    ]
+
+
+@pytest.mark.parametrize("case", every(4))
+def test_features_meet(case: Case) -> None:
+    """On two generations of cores, in chunks of their own size and in small ones."""
+    hold(RUN, case)
+    hold(RUN, case, "trn2")
+    hold(RUN, case, "trn2", **SMALL)
+
+
+@pytest.mark.parametrize("case", every(4))
+def test_two_cores_share_the_work(case: Case) -> None:
+    """A logical core of two gives the same bits as one."""
+    arguments = make(case)
+    one = RUN(arguments, "trn2", return_state=True)
+    two = RUN(arguments, "trn2", return_state=True, lnc=2)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("case", every(4))
+def test_dead_slots_change_no_bit(case: Case) -> None:
+    dead_slots_change_no_bit(RUN, case)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_call(seed: int) -> None:
+    hold(RUN, random_case(seed), ("trn1", "trn2")[seed % 2])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", range(50))
+def test_many_calls(block: int) -> None:
+    for seed in range(1000 + 42 * block, 1042 + 42 * block):
+        target = ("trn1", "trn2", "trn2", "trn3")[seed % 4]
+        sizes = SMALL if seed % 3 == 0 else {}
+        try:
+            hold(RUN, random_case(seed), target, **sizes, lnc=2 if seed % 4 == 2 else 1)
+        except Exception as error:
+            error.add_note(f"seed {seed} on {target}: {random_case(seed)}")
+            raise
