@@ -55,7 +55,7 @@ def attention_forward(
         dropout: refused over a `SharedContextCache`.
         sliding_window: positions that a query sees.
         softcap: of the logits.
-        kwargs: passed on to transformers' functions.
+        kwargs: passed on to transformers' functions; `s_aux` [h] are the heads' sinks.
 
     Returns:
         [b, n, h, d], and no weights.
@@ -74,12 +74,12 @@ def attention_forward(
             dropout=dropout, sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
         return found
-    if dropout or kwargs.get("s_aux") is not None:
-        raise InputError("bifurcated attention has neither dropout nor attention sinks")
+    if dropout:
+        raise InputError("bifurcated attention has no dropout")
     if attention_mask is not None and layer is layer.cache.layers[0]:
         _check_mask(attention_mask, layer.cache, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return layer.attend(query, scale, sliding_window, softcap), None
+    return layer.attend(query, scale, sliding_window, softcap, kwargs.get("s_aux")), None
 
 
 def _check_mask(mask: Tensor, cache: SharedContextCache, window: int | None) -> None:

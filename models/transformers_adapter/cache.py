@@ -91,7 +91,12 @@ class SharedContextLayer(CacheLayerMixin):
         return suffix, self.v_suf.transpose(0, 1)
 
     def attend(
-        self, query: Tensor, scale: float, window: int | None, softcap: float | None
+        self,
+        query: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Attention of `query` [b, h, n, d], whose keys were stored last: [b, n, h, d]."""
         assert self.k_ctx is not None and self.v_ctx is not None
@@ -111,6 +116,7 @@ class SharedContextLayer(CacheLayerMixin):
             scale=scale,
             window=window,
             softcap=softcap,
+            sinks=None if sinks is None else sinks.float(),
         )
         return o.flatten(0, 1)
 

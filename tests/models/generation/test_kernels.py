@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from models.causal_lm import CacheShape, CausalLM
+from models.causal_lm import CacheShape, CausalLM, load
 from models.generation import Generation, Generator, Request, Sampling, generate
 from nki_kernels.errors import InputError
 from tests.models import tiny
+from tests.models.causal_lm import families
 
 pytestmark = pytest.mark.sim
 
@@ -81,6 +83,38 @@ def test_prompts_side_by_side(counted: list[str]) -> None:
     assert generator.occupancy.copies == 1
     assert len(counted) == tiny.CONFIG.layers * (2 + generator.occupancy.steps)
     assert drawn["nki"] == drawn["torch"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options"),
+    [
+        ("mistral", {}, {}),
+        ("gemma-2", {}, {}),
+        ("gemma-2", {"head_dim": 256}, {}),
+        ("qwen2-window", {}, {"kv_dtype": "fp8"}),
+        ("gemma-2", {"head_dim": 256}, {"kv_dtype": "fp8", "target": "trn2"}),
+    ],
+    ids=["window", "soft-cap", "wide heads", "fp8 caches", "all of it, on trn2"],
+)
+def test_greedy_tokens_of_families(
+    counted: list[str],
+    tmp_path: Path,
+    name: str,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """A prompt longer than the window, answers that leave it behind; the torch form's tokens."""
+    families.make(name, **changes).save_pretrained(tmp_path)
+    prompt, new = [*PROMPT, *PROMPT[::-1]], 10
+    drawn = {}
+    for kernels in ("torch", "nki"):
+        model = load(tmp_path, kernels=kernels, **options)
+        drawn[kernels] = generate(
+            model, prompt, samples=3, max_new_tokens=new, sampling=Sampling(temperature=0)
+        )
+    assert len(counted) == 3 * new  # layers; a prefill and nine steps
+    assert tokens(drawn["nki"]) == tokens(drawn["torch"])
+    assert logprobs(drawn["nki"]) == pytest.approx(logprobs(drawn["torch"]), abs=1e-4)
 
 
 def test_target_is_handed_on(counted: list[str]) -> None:

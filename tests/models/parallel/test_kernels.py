@@ -16,8 +16,12 @@ SCRIPT = Script(steps=(1, 1, 2))
 
 
 @pytest.mark.parametrize("kv_split", ["positions", "replicate"])
-def test_kernels_on_four_ranks_equal_the_reference_on_one(pool: Pool, kv_split: str) -> None:
-    model = tiny.model()  # two ranks read the same head
+@pytest.mark.parametrize("window", [None, 5])
+def test_kernels_on_four_ranks_equal_the_reference_on_one(
+    pool: Pool, kv_split: str, window: int | None
+) -> None:
+    windows = () if window is None else (window, window)
+    model = tiny.model(windows=windows)  # two ranks read the same head
     first, late = run(model, SCRIPT)
     expected = torch.stack([*first, *late.flatten(0, 2)])
     told = (model.config, dict(model.state_dict()), SCRIPT, kv_split, None, "nki")

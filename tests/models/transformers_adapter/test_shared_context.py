@@ -36,6 +36,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         {"sliding_window": 5, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
     ),
+    "gpt-oss, sinks, window 5": (
+        "GptOss",
+        {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
 }
 NEW = 12
 # One prompt; and three of different lengths, padded at the left, one of a single token.
