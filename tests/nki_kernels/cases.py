@@ -255,7 +255,7 @@ def random_case(seed: int) -> Case:
         "m_d": int(rng.choice([1, rng.integers(1, 20), rng.integers(20, 90)])),
         "b": int(rng.choice([1, rng.integers(2, 8), rng.integers(8, 24)])),
         "gap": int(rng.integers(0, 6)),
-        "logit_scale": float(rng.choice([1.0, 20.0, 1000.0])),
+        "logit_scale": float(rng.choice([1.0, 20.0, 3000.0])),
     }
     if drawn["window"] is not None:
         drawn["window"] = int(rng.integers(1, drawn["m_c"] + drawn["m_d"] + 5))
@@ -314,7 +314,7 @@ def make(case: Case, poison: float = POISON) -> dict[str, Any]:
     if case.softcap is not None:
         arguments["softcap"] = case.softcap
     if case.sinks:
-        arguments["sinks"] = _tensor(2 * rng.standard_normal(h), "float32")
+        arguments["sinks"] = _tensor(4 * rng.standard_normal(h), "float32")
     if case.fp8:
         for name in ("k_scale", "v_scale"):
             arguments[name] = _tensor(FP8_STEP * rng.uniform(0.6, 1.4, g), "float32")

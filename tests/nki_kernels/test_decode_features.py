@@ -36,7 +36,7 @@ def every(step: int) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", every(4))
+@pytest.mark.parametrize("case", every(5))
 def test_features_meet(case: Case) -> None:
     """On two generations of cores, in chunks of their own size and in small ones."""
     hold(RUN, case)
@@ -44,7 +44,7 @@ def test_features_meet(case: Case) -> None:
     hold(RUN, case, "trn2", **SMALL)
 
 
-@pytest.mark.parametrize("case", every(4))
+@pytest.mark.parametrize("case", every(5))
 def test_two_cores_share_the_work(case: Case) -> None:
     """A logical core of two gives the same bits as one."""
     arguments = make(case)
@@ -53,12 +53,12 @@ def test_two_cores_share_the_work(case: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("case", every(4))
+@pytest.mark.parametrize("case", every(5))
 def test_dead_slots_change_no_bit(case: Case) -> None:
     dead_slots_change_no_bit(RUN, case)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_any_call(seed: int) -> None:
     hold(RUN, random_case(seed), ("trn1", "trn2")[seed % 2])
 

@@ -1,0 +1,435 @@
+"""The errors that are planted in the kernels' sources, as data; planted.py runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATE = "attention_state"
+DECODE = "bifurcated_attention"
+PREFILL = "flash_attention"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One planted error: in a kernel source of `room`, `old` (found once) becomes `new`."""
+
+    name: str
+    room: str
+    old: str
+    new: str
+
+
+ERRORS = [
+    Planted(
+        "context mask lets one slot too many through",
+        DECODE,
+        "op1=nl.greater_equal,\n        operand1=behind",
+        "op1=nl.greater,\n        operand1=behind",
+    ),
+    Planted(
+        "context mask of a neighbouring slot",
+        DECODE,
+        'offset=job["first"] + first * group,\n            ),\n        )\n\n\ndef context_product',
+        "offset=first * group,\n            ),\n        )\n\n\ndef context_product",
+    ),
+    Planted(
+        "suffix mask lets one slot too many through",
+        DECODE,
+        'operand0=job["first"] * 1.0,\n        op1=nl.greater_equal,',
+        'operand0=job["first"] * 1.0,\n        op1=nl.greater,',
+    ),
+    Planted(
+        "suffix mask forgets where its chunk starts",
+        DECODE,
+        'operand0=job["first"] * 1.0,',
+        "operand0=0.0,",
+    ),
+    Planted(
+        "a sample sees its neighbour's suffix",
+        DECODE,
+        "operand0=-FAR",
+        "operand0=0.0",
+    ),
+    Planted(
+        "tokens of a step see each other's future",
+        DECODE,
+        'offset=sizes["n"] - 1 - t',
+        'offset=sizes["n"] - 1 - t, channel_multiplier=-1',
+    ),
+    Planted(
+        "tokens of a step miss themselves",
+        DECODE,
+        'offset=sizes["n"] - 1 - t',
+        'offset=sizes["n"] - t',
+    ),
+    Planted(
+        "keys left over from whole blocks skipped",
+        DECODE,
+        "    if start < slots:\n        blocks.append",
+        "    if start == 0 and start < slots:\n        blocks.append",
+    ),
+    Planted(
+        "last slots of the suffixes skipped",
+        DECODE,
+        'for first in range(0, sizes["slots"], tiles):',
+        'for first in range(0, max(sizes["slots"] - 4, 1), tiles):',
+    ),
+    Planted(
+        "every row tile reads the first one's suffix lengths",
+        DECODE,
+        'offset=room["group"] * r + s,',
+        'offset=room["group"] * r,',
+    ),
+    Planted(
+        "every group reads the first one's context length",
+        DECODE,
+        'shared["context_len"][0:slots, group : group + 1]',
+        'shared["context_len"][0:slots, 0:1]',
+    ),
+    Planted(
+        "every group reads the first one's context values",
+        DECODE,
+        "offset=(kv * width + at) * d",
+        "offset=(kv * width + start) * d",
+    ),
+    Planted(
+        "suffix rows of the neighbouring sample",
+        DECODE,
+        'call["suffix_len"].shape[1] + room["tile"][0])',
+        'call["suffix_len"].shape[1] + max(room["tile"][0] - 1, 0))',
+    ),
+    Planted(
+        "logits not scaled",
+        DECODE,
+        "data=group_logits(chunk, 0, tiles // group),\n        scale=scale,",
+        "data=group_logits(chunk, 0, tiles // group),\n        scale=1.0,",
+    ),
+    Planted(
+        "state not decayed",
+        DECODE,
+        'operand0=chunk["decay"],',
+        "operand0=1.0,",
+    ),
+    Planted(
+        "max forgotten between chunks",
+        DECODE,
+        'data1=found, data2=state["top"][-1], op=nl.maximum',
+        "data1=found, data2=found, op=nl.maximum",
+    ),
+    Planted(
+        "shift not taken from the logits",
+        DECODE,
+        "nisa.memset(dst=minus, value=-1.0)",
+        "nisa.memset(dst=minus, value=0.0)",
+    ),
+    Planted(
+        "a row without keys counts its masked slots",
+        DECODE,
+        "nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)",
+        "nisa.tensor_copy(dst=top, src=found)",
+    ),
+    Planted(
+        "every tile meets the first one's weights",
+        DECODE,
+        'weights = tile_weights(job["chunk"], tile, 0, rows)',
+        'weights = tile_weights(job["chunk"], 0, 0, rows)',
+    ),
+    Planted(
+        "weights of one tile left out of the sum",
+        DECODE,
+        'for tile in range(chunk["tiles"]):\n        nisa.nc_matmul(\n            dst=product[:, d',
+        "for tile in range(1):\n        nisa.nc_matmul(\n            dst=product[:, d",
+    ),
+    Planted(
+        "decode output not divided",
+        DECODE,
+        "nisa.reciprocal(dst=inverse, data=inverse)",
+        "pass",
+    ),
+    Planted(
+        "query heads interleaved over kv heads",
+        DECODE,
+        "[width, count], [p * width, heads], [1, width]]\n"
+        "    offset = (((group * r + s) * n + t) * h + kv * p + head) * width",
+        "[g * width, count], [width, heads], [1, width]]\n"
+        "    offset = (((group * r + s) * n + t) * h + kv + head * g) * width",
+    ),
+    Planted(
+        "window hides one position too many",
+        DECODE,
+        'offset=2 - n - call["window"]',
+        'offset=3 - n - call["window"]',
+    ),
+    Planted(
+        "window keeps a position too many",
+        DECODE,
+        'offset=2 - n - call["window"]',
+        'offset=1 - n - call["window"]',
+    ),
+    Planted(
+        "a step's tokens share one window",
+        DECODE,
+        "pattern=[[0, G * r], [1, n]]",
+        "pattern=[[0, G * r], [0, n]]",
+    ),
+    Planted(
+        "every prompt has the first one's windows",
+        DECODE,
+        "offset=(group * r + s) * n + t,",
+        "offset=s * n + t,",
+    ),
+    Planted(
+        "query_position ignored",
+        DECODE,
+        'if call["with_position"]:',
+        "if False:",
+    ),
+    Planted(
+        "window forgets where the context ends",
+        DECODE,
+        "op1=nl.maximum,\n        operand1=outside",
+        "op1=nl.minimum,\n        operand1=outside",
+    ),
+    Planted(
+        "window of a neighbouring chunk",
+        DECODE,
+        'offset=cut["start"] + job["first"],',
+        'offset=cut["start"],',
+    ),
+    Planted(
+        "window in the suffix off by one",
+        DECODE,
+        'job["first"] + call["window"] + 1.0',
+        'job["first"] + call["window"] + 0.0',
+    ),
+    Planted(
+        "window forgotten in the suffix",
+        DECODE,
+        "nisa.tensor_tensor(dst=dead, data1=dead, data2=past, op=nl.maximum)",
+        "pass",
+    ),
+    Planted(
+        "cap before scale",
+        DECODE,
+        'inner = call["scale"] / call["softcap"]',
+        'inner = 1.0 / call["softcap"]',
+    ),
+    Planted(
+        "capped logits scaled once more",
+        DECODE,
+        "return 1.0  # scaled",
+        'return call["scale"]  # scaled',
+    ),
+    Planted(
+        "cap forgotten behind the tanh",
+        DECODE,
+        'diagonal(grid, call["softcap"], nl.float32)',
+        "diagonal(grid, 1.0, nl.float32)",
+    ),
+    Planted(
+        "decode sink left out of the sum",
+        DECODE,
+        "nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)",
+        "pass",
+    ),
+    Planted(
+        "old state not decayed by a sink",
+        DECODE,
+        'nisa.tensor_scalar(dst=state["o"], data=state["o"], op0=nl.multiply, operand0=decay)',
+        "pass",
+    ),
+    Planted(
+        "every kv head has the first one's sinks",
+        DECODE,
+        'offset=room["kv"] * p + head,',
+        "offset=head,",
+    ),
+    Planted(
+        "second half of a wide head left out of context logits",
+        DECODE,
+        "for i in range(len(queries)):",
+        "for i in range(1):",
+    ),
+    Planted(
+        "second half of a wide head left out of suffix logits",
+        DECODE,
+        "for i in range(len(keys)):",
+        "for i in range(1):",
+    ),
+    Planted(
+        "first half of the suffix's values taken twice",
+        DECODE,
+        "[:, low : low + size],\n                    moving=tile_weights",
+        "[:, 0:size],\n                    moving=tile_weights",
+    ),
+    Planted(
+        "8-bit keys without their factor",
+        DECODE,
+        'return call["factors"][0:partitions, kv_head(job) : kv_head(job) + 1]',
+        'return call["scale"]',
+    ),
+    Planted(
+        "every head has the first one's factor",
+        DECODE,
+        'return call["factors"][0:partitions, kv_head(job) : kv_head(job) + 1]',
+        'return call["factors"][0:partitions, 0:1]',
+    ),
+    Planted(
+        "8-bit values without their factor",
+        DECODE,
+        "        scale_values(call, job, inverse)",
+        "        pass",
+    ),
+    Planted(
+        "factor of keys left out of bent logits",
+        DECODE,
+        'inner = call["bends"][0:parts, kv_head(job) : kv_head(job) + 1]',
+        "pass",
+    ),
+    Planted(
+        "float16 weights against a rounded shift",
+        DECODE,
+        "exact = nl.float32 if dtype == nl.float16 else nl.bfloat16",
+        "exact = nl.bfloat16",
+    ),
+    Planted(
+        "a share's last part forgotten",
+        DECODE,
+        "return count * core // cores, count * (core + 1) // cores",
+        "return count * core // cores, count // cores * (core + 1)",
+    ),
+    Planted("a row without keys counts its masked slots", STATE, "FLOOR = -1.0e30", "FLOOR = MASK"),
+    Planted(
+        "diagonal hides itself",
+        PREFILL,
+        "data=grid, op0=nl.greater, operand0=0.0",
+        "data=grid, op0=nl.greater_equal, operand0=0.0",
+    ),
+    Planted(
+        "diagonal lets the next position through",
+        PREFILL,
+        "data=grid, op0=nl.greater, operand0=0.0",
+        "data=grid, op0=nl.greater, operand0=1.0",
+    ),
+    Planted(
+        "no diagonal mask",
+        PREFILL,
+        'columns_of(tile["position"], tile["position"] + rows, key + at, key + end)',
+        "0, 0",
+    ),
+    Planted(
+        "range_select lets the next position through",
+        PREFILL,
+        "pattern=[[1, 1]], offset=reach, channel_multiplier=1",
+        "pattern=[[1, 1]], offset=reach + 1, channel_multiplier=1",
+    ),
+    Planted(
+        "range_select keeps a key that the window has left",
+        PREFILL,
+        'lowest = reach - call["window"] + 1',
+        'lowest = reach - call["window"]',
+    ),
+    Planted(
+        "window hides one key too many",
+        PREFILL,
+        "op0=nl.less_equal, operand0=127.0",
+        "op0=nl.less_equal, operand0=128.0",
+    ),
+    Planted(
+        "window starts a tile late",
+        PREFILL,
+        "(position - window + 1) // PARTITIONS * PARTITIONS",
+        "(position - window + PARTITIONS) // PARTITIONS * PARTITIONS",
+    ),
+    Planted(
+        "soft-capped logits are masked one position late",
+        PREFILL,
+        'offset=tile["position"] - low,',
+        'offset=tile["position"] - low + 1,',
+    ),
+    Planted(
+        "last key block skipped",
+        PREFILL,
+        "in range(low // key_block * key_block, high, key_block):",
+        "in range(low, max(high - key_block, low + 1), key_block):",
+    ),
+    Planted(
+        "every prompt reads the first one's keys",
+        PREFILL,
+        'return block["prompt"] * slots + begin,',
+        "return begin,",
+    ),
+    Planted(
+        "query heads start one a kv head apart",
+        PREFILL,
+        '* h + tiles[0]["kv"] * p) * d',
+        '* h + tiles[0]["kv"]) * d',
+    ),
+    Planted("stored keys forgotten", PREFILL, "position = start + row", "position = row"),
+    Planted(
+        "old output not decayed between blocks",
+        PREFILL,
+        'operand0=unit["decay"],\n            op1=nl.add,\n            operand1=o,',
+        "operand0=1.0,\n            op1=nl.add,\n            operand1=o,",
+    ),
+    Planted(
+        "old sum not decayed between blocks",
+        PREFILL,
+        'operand0=unit["decay"],\n            op1=nl.add,\n            operand1=total,',
+        "operand0=1.0,\n            op1=nl.add,\n            operand1=total,",
+    ),
+    Planted(
+        "decay against the new maximum alone",
+        PREFILL,
+        'unit["before"] = state["shift"]',
+        'unit["before"] = shift',
+    ),
+    Planted(
+        "sum of the first exponentials alone",
+        PREFILL,
+        'for more in unit["sums"][1:]:',
+        'for more in unit["sums"][2:]:',
+    ),
+    Planted(
+        "every chunk meets the piece's first values",
+        PREFILL,
+        "moving=values[first + c][0:keys, :]",
+        "moving=values[first][0:keys, :]",
+    ),
+    Planted(
+        "the DMA turns the block's first piece again and again",
+        PREFILL,
+        'offset=span["column"],\n',
+        "offset=0,\n",
+    ),
+    Planted(
+        "sink left out of the sum",
+        PREFILL,
+        'nisa.tensor_tensor(dst=total, data1=total, data2=unit["extra"], op=nl.add)',
+        "pass",
+    ),
+    Planted(
+        "every head has the first one's sink",
+        PREFILL,
+        'head = unit["tile"]["kv"] * call["p"] + unit["head"]',
+        "head = 0",
+    ),
+    Planted(
+        "soft cap bends unscaled logits",
+        PREFILL,
+        'scale=call["scale"] / call["softcap"]',
+        'scale=1.0 / call["softcap"]',
+    ),
+    Planted(
+        "weights of unscaled logits",
+        PREFILL,
+        'bias=unit["shift"],\n        scale=call["factor"],\n        reduce_op',
+        'bias=unit["shift"],\n        scale=1.0,\n        reduce_op',
+    ),
+    Planted(
+        "second half of a wide head left out of q·K",
+        PREFILL,
+        "for i in range(len(queries)):",
+        "for i in range(1):",
+    ),
+]
