@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nki_kernels import launch, tuned
+from nki_kernels.attention_state.validate import validate_for_kernels
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.errors import InputError, require
@@ -110,10 +111,11 @@ def profile(
     import nki_sim
 
     require(path in PATHS, f"path must be one of {', '.join(PATHS)}, got {path!r}")
-    require(work.d <= 128, f"d must be at most 128, got {work.d}")
     shape = shape_of(work)
     if path == "ordinary":
         validate_for_kernel(shape)
+    else:
+        validate_for_kernels(work.d)
     name = f"{path}_attention"
     kernel = launch.load(f"nki_kernels.{name}.kernel", f"{name}_kernel")
     chosen = (

@@ -173,7 +173,7 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
         options.context, options.suffix, np.dtype(dtype).itemsize,
     )  # fmt: skip
     bound = speed_of_light(work, options.target)
-    require(options.head_dim <= 128, f"--head-dim must be at most 128, got {options.head_dim}")
+    require(options.head_dim <= 256, f"--head-dim must be at most 256, got {options.head_dim}")
     require(options.context >= 1, f"--context must be at least 1, got {options.context}")
     require(
         options.suffix >= options.tokens,

@@ -84,6 +84,7 @@ def bifurcated_attention_kernel(
     return_state=False,
     heads_per_pass=1,
     tiles_per_pass=1,
+    tile_samples=128,
     block_slots=16,
     suffix_slots=8,
     suffix_tiles=8,
@@ -148,7 +149,12 @@ def bifurcated_attention_kernel(
     constants["d"] = d
     add_features(call, constants)
     passes = make_passes(
-        (G, r, n, h // g, g), tiles_per_pass, heads_per_pass, nl.program_id(0), nl.num_programs(0)
+        (G, r, n, h // g, g),
+        tile_samples,
+        tiles_per_pass,
+        heads_per_pass,
+        nl.program_id(0),
+        nl.num_programs(0),
     )
     jobs: list = []
     for number in range(len(passes)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from nki_kernels.attention_state.kernel import PARTITIONS
 
 
-def make_passes(sizes, tiles_per_pass, heads_per_pass, core, cores):
+def make_passes(sizes, tile_samples, tiles_per_pass, heads_per_pass, core, cores):
     """The passes of one core, in order: (group, row tiles, first kv head, kv heads) each.
 
     Cores share out kv heads where their number allows it, else groups: either way each key is
@@ -25,7 +25,7 @@ def make_passes(sizes, tiles_per_pass, heads_per_pass, core, cores):
         groups = share(G, core, cores)
     elif r >= cores:
         samples = share(r, core, cores)
-    tiles = row_tiles(samples, n, p)
+    tiles = row_tiles(samples, n, p, tile_samples)
     if g % cores > 0 and G % cores > 0 and r < cores:
         first, last = share(len(tiles), core, cores)
         tiles = tiles[first:last]
@@ -43,15 +43,15 @@ def share(count, core, cores):
     return count * core // cores, count * (core + 1) // cores
 
 
-def row_tiles(samples, n, p):
+def row_tiles(samples, n, p, most):
     """Cut the rows (sample, token, head) of a kv head into tiles of at most 128, in that order.
 
-    A tile is (sample, samples, token, tokens, head, heads): whole samples where they fit, else
-    tokens of one sample, else heads of one token.
+    Of at most `most` samples. A tile is (sample, samples, token, tokens, head, heads): whole
+    samples where they fit, else tokens of one sample, else heads of one token.
     """
     tiles = []
     if n * p <= PARTITIONS:
-        step = PARTITIONS // (n * p)
+        step = min(most, PARTITIONS // (n * p))
         for s in range(samples[0], samples[1], step):
             tiles.append((s, min(step, samples[1] - s), 0, n, 0, p))
     else:

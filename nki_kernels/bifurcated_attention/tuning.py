@@ -15,6 +15,9 @@ SBUF_BYTES = {"gen2": 160 * 1024, "gen3": 192 * 1024}
 """SBUF a partition that a call may plan with: 180,224 usable bytes on NeuronCore-v2 (AWS's direct
 allocation guide, SDK 2.26), 212,984 on v3 and more on v4, less small tiles and constants."""
 
+SUFFIX_SLOTS = 8
+"""Suffix rows a partition takes at least, where S_dec divides so."""
+
 QUERY_BYTES = 64 * 1024
 """The part of it for queries, states and masks; the rest holds loaded keys and values."""
 
@@ -25,6 +28,7 @@ class Schedule:
 
     Attributes:
         heads_per_pass: kv heads whose queries and outputs are moved together.
+        tile_samples: samples of a row tile, at most: so many that their suffixes pack and fit.
         tiles_per_pass: row tiles that meet a block of the context while it is in SBUF; the context
             is read once for as many.
         block_slots: context keys a partition of one load: 128 times as many keys, and runs of
@@ -41,8 +45,9 @@ class Schedule:
 
     heads_per_pass: int
     tiles_per_pass: int
+    tile_samples: int = 128
     block_slots: int = 16
-    suffix_slots: int = 8
+    suffix_slots: int = SUFFIX_SLOTS
     suffix_tiles: int = 8
     chunk_columns: int = 1024
     ramp: int = 4
@@ -51,13 +56,41 @@ class Schedule:
     dma_turns: bool = False
 
 
-def row_tiles(shape: Shape) -> int:
+def row_tiles(shape: Shape, tile_samples: int = 128) -> int:
     """Tiles of at most 128 query rows (sample, token, head of a kv head) a group."""
     rows = shape.n * shape.p
     if rows <= 128:
-        return -(-shape.r // (128 // rows))
+        return -(-shape.r // min(tile_samples, 128 // rows))
     tokens = max(1, 128 // shape.p)
     return shape.r * -(-shape.n // tokens) * -(-shape.p // 128)
+
+
+def packing(S_dec: int, samples: int) -> tuple[int, int]:
+    """Partitions that a tile's suffixes fill, and blocks of as many: `plan.suffix_sizes`' rule."""
+    spans = range(1, min(S_dec, 128) + 1)
+    span = max(s for s in spans if s == 1 or (S_dec % s == 0 and S_dec // s >= SUFFIX_SLOTS))
+    counts = range(1, min(samples, 128 // span) + 1)
+    together = max(count for count in counts if samples % count == 0)
+    return span * together, samples // together
+
+
+def tile_samples(shape: Shape) -> int:
+    """How many samples a row tile takes: as many as there is room for, where they pack.
+
+    Samples share partitions in equal blocks. A number with no fitting divisor (127) would take a
+    block a sample; a tile of fewer, and one of what is left, take a fraction of that.
+    """
+    most = max(1, min(shape.r, 128 // (shape.n * shape.p)))
+    one = packing(shape.S_dec, 1)[0]
+
+    def packs(samples: int) -> bool:
+        blocks = packing(shape.S_dec, samples)[1]
+        return 4 * blocks <= 5 * -(-samples // (128 // one))  # a quarter more than full ones
+
+    for samples in range(most, most // 2, -1):
+        if packs(samples) and (shape.r % samples == 0 or packs(shape.r % samples)):
+            return samples
+    return most
 
 
 def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule:
@@ -78,15 +111,26 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
 
     # Rows a partition of one suffix load: K, its transpose and V, for all samples of a row tile.
     per_slot = shape.n * shape.p
-    samples = max(1, min(shape.r, 128 // per_slot))
+    samples = tile_samples(shape)
     suffix_tiles = sizes.suffix_tiles
-    while suffix_tiles > 1 and suffix_tiles * samples * (2 * d + wide) * element_bytes > 8 * loaded:
-        suffix_tiles //= 2
+    room = loaded
+    if wide * element_bytes > 256:
+        room = loaded * 5 // 8  # two of such loads, of one head and the next, lie there at a time
+    parts, blocks = packing(shape.S_dec, samples)
+    turned = wide // 128 * parts
+    while blocks * suffix_tiles * (2 * d + turned) * element_bytes > room:
+        if suffix_tiles > 1:
+            suffix_tiles //= 2
+        elif samples > 1:
+            samples //= 2
+            parts, blocks = packing(shape.S_dec, samples)
+        else:
+            break
 
     # Blocks that jobs in the pipeline still hold.
-    tiles = row_tiles(shape)
+    tiles = row_tiles(shape, samples)
     rows = samples * min(128, per_slot)
-    suffix = suffix_tiles * samples * (d + wide) * element_bytes // 8
+    suffix = suffix_tiles * blocks * (d + turned) * element_bytes
     while block_slots > 1:
         jobs = tiles * max(1, block_slots * rows // sizes.chunk_columns)
         alive = 1 + -(-(sizes.ahead + 2) // jobs)
@@ -102,6 +146,7 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
     return Schedule(
         heads_per_pass=heads,
         tiles_per_pass=tiles_per_pass,
+        tile_samples=samples,
         block_slots=block_slots,
         suffix_tiles=suffix_tiles,
         ramp=min(ramp, block_slots),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nki_sim
-from nki_kernels import bifurcated_attention
+from nki_kernels import bifurcated_attention, predict
+from nki_kernels.speed_of_light import Decode
 from tests.nki_kernels.cases import (
     FEATURES,
     HEADS,
@@ -245,6 +246,20 @@ def peak(trace: nki_sim.Trace, space: str) -> int:
         change[first] = change.get(first, 0) + size
         change[last + 1] = change.get(last + 1, 0) - size
     return int(np.cumsum([change[index] for index in sorted(change)]).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("target", ["trn1", "trn2"])
+@pytest.mark.parametrize(
+    ("b", "m_d", "d"), [(127, 128, 128), (61, 40, 80), (128, 1024, 128), (100, 128, 256)]
+)
+def test_any_batch_and_suffix_fits(
+    b: int, m_d: int, d: int, target: str, element_bytes: int
+) -> None:
+    """Whatever divides b and m_d, or nothing: the simulator refuses what does not fit on chip."""
+    work = Decode(1, b, 1, 2, 2, d, 300, m_d, element_bytes)
+    assert predict.profile("bifurcated", work, target).total_us > 0
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_anybodys_kernel(tmp_path: Path) -> None:
         (["paged_attention"], "neither bifurcated_attention"),
         (["bifurcated_attention", "--target", "trn9"], "trn9"),
         (["bifurcated_attention", "--groups", "3"], "no multiple of g = 3"),
-        (["bifurcated_attention", "--head-dim", "256"], "--head-dim must be at most 128"),
+        (["bifurcated_attention", "--head-dim", "272"], "--head-dim must be at most 256"),
         (["bifurcated_attention", "--suffix", "0"], "--suffix 0 must hold"),
         (["nowhere.py:kernel"], "there is no file nowhere.py"),
         (["setup:kernel", "--array", "12"], "there is no file"),
