@@ -173,7 +173,7 @@ _FLASH_AXES: dict[str, Sequence[Any]] = {
     "S": (1, 96, 128, 300),
     "heads": ((2, 2), (6, 2), (4, 1)),
     "d": (16, 64, 128, 200),
-    "dtype": DTYPES,
+    "dtype": ("float32", "bfloat16", "float16"),
     "start": (0, 128, 203),
     "window": (None, 1, 100, 128, 257),
     "softcap": (None, 5.0, 80.0),

@@ -14,8 +14,10 @@ from tests.nki_kernels.cases import (
     FLASH,
     Case,
     FlashCase,
+    decode_pairwise,
     error,
     flash_oracle,
+    largest_logit,
     make,
     make_flash,
     oracle,
@@ -27,6 +29,8 @@ pytestmark = [
     pytest.mark.device,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+
+CASES = [*FEATURES, *pairwise(), *decode_pairwise()]
 
 
 def on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -42,13 +46,16 @@ def test_the_path_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
-@pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in [*FEATURES, *pairwise()]])
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in CASES])
 def test_bifurcated(case: Case, kernels: str) -> None:
     arguments = make(case)
     expected = oracle(arguments)[0]
     o = bifurcated_attention(**on_gpu(arguments), kernels=kernels)
     assert o.device.type == "cuda"
-    assert error(o.cpu(), expected) <= tolerance(expected, case.dtype)
+    allowed = tolerance(expected, case.dtype, largest_logit(arguments))
+    if case.fp8 and case.dtype != "float32":  # widened to 16 bits, times a factor of 16 bits
+        allowed *= 4
+    assert error(o.cpu(), expected) <= allowed
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])

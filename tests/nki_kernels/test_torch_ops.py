@@ -61,6 +61,15 @@ def test_bifurcated_passes_opcheck(name: str, dtype: str) -> None:
     torch.library.opcheck(getattr(torch.ops.bifork, name), (*arguments.values(), "auto", "trn1"))
 
 
+def test_options_of_bifurcated_pass_opcheck() -> None:
+    case = Case(m_c=21, m_d=4, b=3, h=4, g=2, d=16, window=5, position=True, sinks=True)
+    arguments = make(case)
+    names = ("q", "k_ctx", "v_ctx", "k_suf", "v_suf", "context_len", "suffix_len", "scale")
+    first = [arguments.pop(name) for name in names]
+    op = torch.ops.bifork.bifurcated_attention
+    torch.library.opcheck(op, (*first, "auto", "trn1"), arguments)
+
+
 @pytest.mark.parametrize("name", ["flash_attention", "flash_attention_state"])
 def test_flash_passes_opcheck(name: str) -> None:
     torch.library.opcheck(
