@@ -264,10 +264,10 @@ def join_sink(call, job):
     top = scaled_with(state["top"][-1], factor_of(call, job, rows))
     joined = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=joined, data1=top, data2=sink, op=nl.maximum)
-    decay = exp_of_difference(top, joined)
+    decay = exp_of_difference(top, joined, 1.0)
     nisa.tensor_scalar(dst=state["o"], data=state["o"], op0=nl.multiply, operand0=decay)
     total = state["o"][:, d : d + 1]
-    extra = exp_of_difference(sink, joined)
+    extra = exp_of_difference(sink, joined, 1.0)
     nisa.tensor_tensor(dst=total, data1=total, data2=extra, op=nl.add)
     state["top"].append(joined)
     if state["exact"]:
@@ -298,10 +298,10 @@ def scaled_with(column, factor):
     return scaled
 
 
-def exp_of_difference(a, b):
-    """exp(a - b), fp32 [rows, 1]."""
+def exp_of_difference(a, b, factor):
+    """exp(factor · (a - b)), fp32 [rows, 1]."""
     less = nl.ndarray(a.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=less, data1=a, data2=b, op=nl.subtract)
     grown = nl.ndarray(a.shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=grown, op=nl.exp, data=less)
+    nisa.activation(dst=grown, op=nl.exp, data=less, scale=factor)
     return grown

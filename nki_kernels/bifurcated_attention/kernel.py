@@ -31,6 +31,7 @@ from nki_kernels.bifurcated_attention.plan import (
     make_passes,
     new_room,
     plan_head,
+    share_out,
     suffix_sizes,
 )
 from nki_kernels.bifurcated_attention.rows import finish, load_queries
@@ -113,7 +114,8 @@ def bifurcated_attention_kernel(
     and the sizes of `tuning.Schedule`.
 
     Query token t sees the whole context, and its suffix up to row suffix_len - (n - 1 - t). On a
-    logical core of two physical ones each takes a share of the heads, else of prompts or samples.
+    logical core of two physical ones each takes a share of the heads, else of prompts, of the
+    context, or of samples.
     """
     G, r, n, h, d = q.shape
     g = k_ctx.shape[0]
@@ -148,14 +150,9 @@ def bifurcated_attention_kernel(
     constants = chunk_constants(q.dtype, MASK)
     constants["d"] = d
     add_features(call, constants)
-    passes = make_passes(
-        (G, r, n, h // g, g),
-        tile_samples,
-        tiles_per_pass,
-        heads_per_pass,
-        nl.program_id(0),
-        nl.num_programs(0),
-    )
+    call["core"] = nl.program_id(0)
+    call["own"] = share_out(call, nl.program_id(0), nl.num_programs(0))
+    passes = make_passes(call["own"], n, h // g, tile_samples, tiles_per_pass, heads_per_pass)
     jobs: list = []
     for number in range(len(passes)):
         group, batch, kv, heads = passes[number]

@@ -8,33 +8,53 @@ from __future__ import annotations
 
 from nki_kernels.attention_state.kernel import PARTITIONS
 
+FEW_ROWS = 64  # a product of the PE array takes the time of as many columns, or more
+LONG_CONTEXT = 1024  # slots from which on it pays to join the states of two cores
 
-def make_passes(sizes, tile_samples, tiles_per_pass, heads_per_pass, core, cores):
-    """The passes of one core, in order: (group, row tiles, first kv head, kv heads) each.
+
+def share_out(call, core, cores):
+    """What a core does: ranges of groups, samples and kv heads, of context slots, and suffixes.
 
     Cores share out kv heads where their number allows it, else groups: either way each key is
-    loaded once. Else they share out samples, or the row tiles of a single one.
+    loaded once. Else, where few rows meet a long context, they share out its slots, the last core
+    with the suffixes, and join their states: fewer rows a core would save it nothing. Else they
+    share out samples, or the row tiles of a single one.
     """
-    G, r, n, p, g = sizes
-    groups = (0, G)
-    samples = (0, r)
-    kvs = (0, g)
+    G, r, n, h, _ = call["q"].shape
+    g = call["k_ctx"].shape[0]
+    slots = call["k_ctx"].shape[2] // G
+    own: dict = {"groups": (0, G), "samples": (0, r), "kvs": (0, g), "slots": (0, slots)}
+    own["suffixes"] = True
+    own["joined"] = False  # states of several cores make one
+    own["tiles"] = (0, 1)
     if g % cores == 0:
-        kvs = share(g, core, cores)
+        own["kvs"] = share(g, core, cores)
     elif G % cores == 0:
-        groups = share(G, core, cores)
+        own["groups"] = share(G, core, cores)
+    elif cores == 2 and r * n * (h // g) <= FEW_ROWS and slots >= LONG_CONTEXT:
+        rows = call["k_suf"].shape[1] // G
+        cut = min(slots, (slots + rows + 2 * PARTITIONS - 1) // (2 * PARTITIONS) * PARTITIONS)
+        own["slots"] = (0, cut) if core == 0 else (cut, slots)
+        own["suffixes"] = core == 1
+        own["joined"] = True
     elif r >= cores:
-        samples = share(r, core, cores)
-    tiles = row_tiles(samples, n, p, tile_samples)
-    if g % cores > 0 and G % cores > 0 and r < cores:
-        first, last = share(len(tiles), core, cores)
-        tiles = tiles[first:last]
+        own["samples"] = share(r, core, cores)
+    else:
+        own["tiles"] = (core, cores)
+    return own
+
+
+def make_passes(own, n, p, tile_samples, tiles_per_pass, heads_per_pass):
+    """The passes of one core, in order: (group, row tiles, first kv head, kv heads) each."""
+    tiles = row_tiles(own["samples"], n, p, tile_samples)
+    first, last = share(len(tiles), own["tiles"][0], own["tiles"][1])
+    tiles = tiles[first:last]
     passes = []
-    for group in range(groups[0], groups[1]):
+    for group in range(own["groups"][0], own["groups"][1]):
         for first in range(0, len(tiles), tiles_per_pass):
             batch = tiles[first : min(first + tiles_per_pass, len(tiles))]
-            for kv in range(kvs[0], kvs[1], heads_per_pass):
-                passes.append((group, batch, kv, min(heads_per_pass, kvs[1] - kv)))
+            for kv in range(own["kvs"][0], own["kvs"][1], heads_per_pass):
+                passes.append((group, batch, kv, min(heads_per_pass, own["kvs"][1] - kv)))
     return passes
 
 
@@ -126,17 +146,19 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
     the row tiles' suffixes, whose loads outlast their compute and are hidden behind the context's.
     """
     block_slots, ramp, chunk_columns = sizes
-    slots = call["k_ctx"].shape[2] // call["context_len"].shape[0]
-    blocks = context_blocks(slots, block_slots, ramp, first, last)
+    start, end = call["own"]["slots"]
+    blocks = context_blocks(end - start, block_slots, ramp, first, last)
     states = []
     for _ in rooms:
         states.append({"top": [], "highest": [], "exact": len(call["stores"]) > 1, "jobs": 0})
     for cut in blocks:
+        cut["start"] += start
         block = {"cut": cut, "keys": []}
         for t in range(len(rooms)):
             plan_block(jobs, rooms[t], states[t], head, block, chunk_columns)
-    for t in range(len(rooms)):
-        plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+    if call["own"]["suffixes"]:
+        for t in range(len(rooms)):
+            plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
 
 
 def pitch_of(rows):

@@ -10,7 +10,12 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.attention_state.kernel import BANK, MASK, TINY, head_slices, transpose_rows
-from nki_kernels.bifurcated_attention.features import factor_of, join_sink, scale_values
+from nki_kernels.bifurcated_attention.features import (
+    exp_of_difference,
+    factor_of,
+    join_sink,
+    scale_values,
+)
 from nki_kernels.bifurcated_attention.plan import tile_rows
 
 
@@ -60,6 +65,10 @@ def finish(call, job, d):
     i = job["head"]
     state = job["state"]
     factor = factor_of(call, job, rows)
+    if call["own"]["joined"]:
+        join_cores(call, job, factor)
+        if not call["own"]["suffixes"]:
+            return  # the other core has it all, too, and stores it
     if call["with_sinks"]:
         join_sink(call, job)
         factor = 1.0
@@ -104,6 +113,50 @@ def finish(call, job, d):
     if i + 1 == heads:
         for j in range(len(call["stores"])):
             store_rows(call["stores"][j], room["results"][j], room)
+
+
+def join_cores(call, job, factor):
+    """Give the row tile's state to the other core of two, take its, and join them.
+
+    What is sent fills partitions by 16, as NKI before 0.4 wants it.
+    """
+    state = job["state"]
+    rows, columns = state["o"].shape
+    padded = -(-rows // 16) * 16
+    mine = nl.ndarray((padded, columns + 2), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=mine, value=0.0)
+    nisa.tensor_copy(dst=mine[0:rows, 0:columns], src=state["o"])
+    nisa.tensor_copy(dst=mine[0:rows, columns : columns + 1], src=state["top"][-1])
+    if state["exact"]:
+        nisa.tensor_copy(dst=mine[0:rows, columns + 1 : columns + 2], src=state["highest"][-1])
+    theirs = nl.ndarray((padded, columns + 2), dtype=nl.float32, buffer=nl.sbuf)
+    other = 1 - call["core"]
+    nisa.sendrecv(src=mine, dst=theirs, send_to_rank=other, recv_from_rank=other, pipe_id=0)
+    top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    their_top = theirs[0:rows, columns : columns + 1]
+    nisa.tensor_tensor(dst=top, data1=state["top"][-1], data2=their_top, op=nl.maximum)
+    decay = exp_of_difference(state["top"][-1], top, factor)
+    their_decay = exp_of_difference(their_top, top, factor)
+    their_o = theirs[0:rows, 0:columns]
+    nisa.tensor_scalar(dst=their_o, data=their_o, op0=nl.multiply, operand0=their_decay)
+    nisa.scalar_tensor_tensor(
+        dst=state["o"],
+        data=state["o"],
+        op0=nl.multiply,
+        operand0=decay,
+        op1=nl.add,
+        operand1=their_o,
+    )
+    state["top"].append(top)
+    if state["exact"]:
+        highest = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(
+            dst=highest,
+            data1=state["highest"][-1],
+            data2=theirs[0:rows, columns + 1 : columns + 2],
+            op=nl.maximum,
+        )
+        state["highest"].append(highest)
 
 
 def store_rows(out, result, room):

@@ -251,7 +251,7 @@ def random_case(seed: int) -> Case:
         "d": int(rng.choice([rng.integers(1, 33), rng.integers(33, 257), 64, 128, 256])),
         "n": int(rng.integers(1, 5)),
         "G": int(rng.integers(1, 4)),
-        "m_c": int(rng.choice([1, rng.integers(1, 140), rng.integers(140, 700)])),
+        "m_c": int(rng.choice([1, rng.integers(1, 140), rng.integers(140, 700), 1100])),
         "m_d": int(rng.choice([1, rng.integers(1, 20), rng.integers(20, 90)])),
         "b": int(rng.choice([1, rng.integers(2, 8), rng.integers(8, 24)])),
         "gap": int(rng.integers(0, 6)),

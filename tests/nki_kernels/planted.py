@@ -62,6 +62,7 @@ DECODE_CASES = [
     Case(m_c=40, m_d=6, b=3, h=4, g=2, d=140, fp8=True, logit_scale=3.0),
     Case(m_c=300, m_d=6, b=3, h=2, g=1, d=16, n=2, window=200, position=True, softcap=2.0),
     Case(m_c=300, m_d=6, b=2, h=2, g=1, d=16, dtype="float16", logit_scale=4e3),
+    Case(m_c=1100, m_d=6, b=2, h=2, g=1, d=16, logit_scale=9.0),  # two cores share the context
     Case(m_c=40, m_d=6, b=3, h=4, g=2, d=16, G=2),
     Case(m_c=1100, m_d=9, b=2, h=4, g=2, d=16, n=3, G=2, seed=3),
     Case(m_c=20, m_d=9, b=70, h=4, g=2, d=16),

@@ -293,6 +293,24 @@ ERRORS = [
         "exact = nl.bfloat16",
     ),
     Planted(
+        "states of two cores joined without their factors",
+        DECODE,
+        "op0=nl.multiply, operand0=their_decay",
+        "op0=nl.multiply, operand0=1.0",
+    ),
+    Planted(
+        "both cores read the whole context",
+        DECODE,
+        'own["slots"] = (0, cut) if core == 0 else (cut, slots)',
+        "pass",
+    ),
+    Planted(
+        "the second core's context starts where the first one's does",
+        DECODE,
+        'cut["start"] += start',
+        'cut["start"] += 0',
+    ),
+    Planted(
         "a share's last part forgotten",
         DECODE,
         "return count * core // cores, count * (core + 1) // cores",

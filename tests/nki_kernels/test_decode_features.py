@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import nki_sim
 from tests.nki_kernels.cases import (
     Case,
     decode_pairwise,
@@ -15,6 +17,7 @@ from tests.nki_kernels.cases import (
 )
 from tests.nki_kernels.holding import dead_slots_change_no_bit, hold, runner
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options
+from tests.nki_kernels.test_bifurcated_kernel import dma_reads
 
 pytestmark = [
     pytest.mark.sim,
@@ -51,6 +54,23 @@ def test_two_cores_share_the_work(case: Case) -> None:
     one = RUN(arguments, "trn2", return_state=True)
     two = RUN(arguments, "trn2", return_state=True, lnc=2)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def joined(case: Case) -> Case:
+    """A case like it of few rows and a long context of one kv head, which two cores share out."""
+    long = 1030 + case.m_c // 2
+    return replace(
+        case, h=case.h // case.g, g=1, G=1 + 2 * (case.G > 1), b=min(case.b, 5), m_c=long
+    )
+
+
+@pytest.mark.parametrize("case", every(5))
+def test_two_cores_share_a_context(case: Case) -> None:
+    """Where rows are few each reads a part of it once, and their states are joined."""
+    case = joined(case)
+    trace = nki_sim.Trace()
+    hold(RUN, case, "trn2", lnc=2, trace=trace)
+    assert dma_reads(trace)["v_ctx"] == make(case)["v_ctx"].nbytes
 
 
 @pytest.mark.parametrize("case", every(5))
