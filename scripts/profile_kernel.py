@@ -10,6 +10,7 @@ python scripts/profile_kernel.py my_kernels.py:softmax --array 4096x512:fp32 --s
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def parse() -> argparse.Namespace:
     add("--context", type=int, default=8192, help="keys of the prompt; prefill: positions (8192)")
     add("--start", type=int, default=0, help="prefill: position of the first query (0)")
     add("--suffix", type=int, default=128, help="a sample's own keys, this step's included (128)")
-    add("--dtype", choices=("bf16", "fp32"), default="bf16", help="element type (bf16)")
+    add("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="element type (bf16)")
+    add("--window", type=int, help="positions that a query sees (all)")
+    add("--softcap", type=float, help="of the logits (none)")
+    add("--sinks", action="store_true", help="a logit more a head")
+    add("--kv-dtype", choices=("model", "fp8"), default="model", help="decode: of the caches")
     add(
         "--array",
         action="append",
@@ -172,7 +177,13 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
         options.prompts, options.samples, options.tokens, options.heads, g, options.head_dim,
         options.context, options.suffix, np.dtype(dtype).itemsize,
     )  # fmt: skip
-    bound = speed_of_light(work, options.target)
+    narrow = options.kv_dtype == "fp8"
+    require(
+        not narrow or work.element_bytes == 2,
+        f"--kv-dtype fp8 is profiled beside queries of 16 bits, got --dtype {options.dtype}",
+    )
+    moved = replace(work, element_bytes=1) if narrow else work  # queries are next to nothing
+    bound = speed_of_light(moved, options.target)
     require(options.head_dim <= 256, f"--head-dim must be at most 256, got {options.head_dim}")
     require(options.context >= 1, f"--context must be at least 1, got {options.context}")
     require(
@@ -184,12 +195,14 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
     )
     plan = bifurcated_tuning.schedule(shape, work.element_bytes, options.target)
     context, suffix = work.G * work.m_c, work.G * work.r * work.m_d
+    stored = ml_dtypes.float8_e4m3fn if narrow else dtype
+    factors = np.empty(g, np.float32) if narrow else None
     arrays = [
         np.empty((work.G, work.r, work.n, work.h, work.d), dtype),
-        np.empty((g, work.d, context), dtype),
-        np.empty((g, context, work.d), dtype),
-        np.empty((g, suffix, work.d), dtype),
-        np.empty((g, suffix, work.d), dtype),
+        np.empty((g, work.d, context), stored),
+        np.empty((g, context, work.d), stored),
+        np.empty((g, suffix, work.d), stored),
+        np.empty((g, suffix, work.d), stored),
         np.empty(work.G, np.int32),
         np.empty((work.G, work.r), np.int32),
     ]
@@ -201,9 +214,17 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
         target=options.target,
         lnc=options.lnc,
         shapes_only=True,
-        **vars(plan),
+        **bifurcated_tuning.kernel_options(
+            plan, **features(options), k_scale=factors, v_scale=factors, narrow=narrow
+        ),
     )
     return vars(work), profile, bound
+
+
+def features(options: argparse.Namespace) -> dict[str, Any]:
+    """What the call asks for beside the plain softmax."""
+    sinks = np.empty(options.heads, np.float32) if options.sinks else None
+    return {"window": options.window, "softcap": options.softcap, "sinks": sinks}
 
 
 def prefill(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile, SpeedOfLight]:
@@ -238,7 +259,7 @@ def prefill(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profil
         target=options.target,
         lnc=options.lnc,
         shapes_only=True,
-        **flash_tuning.kernel_options(plan, work.prior),
+        **flash_tuning.kernel_options(plan, work.prior, **features(options)),
     )
     return vars(work), profile, bound
 

@@ -191,7 +191,8 @@ def run(call, jobs, ahead, turns, constants):
     count = len(jobs)
     dtype = call["q"].dtype
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
-    load_context(call, jobs[0])  # before anything that would keep DMA from it
+    if jobs[0]["context"]:
+        load_context(call, jobs[0])  # before anything that would keep DMA from it
     shared["context_len"] = spread_lengths(call["context_len"])
     shared["suffix_len"] = spread_lengths(call["suffix_len"])
     load_features(call, shared)

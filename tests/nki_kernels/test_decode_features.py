@@ -73,6 +73,11 @@ def test_two_cores_share_a_context(case: Case) -> None:
     assert dma_reads(trace)["v_ctx"] == make(case)["v_ctx"].nbytes
 
 
+def test_a_core_of_suffixes_alone() -> None:
+    """Where the suffixes are more than half of all keys, the other core has the whole context."""
+    hold(RUN, Case(m_c=1100, m_d=61, b=19, h=1, g=1, d=16), "trn2", lnc=2)
+
+
 @pytest.mark.parametrize("case", every(5))
 def test_dead_slots_change_no_bit(case: Case) -> None:
     dead_slots_change_no_bit(RUN, case)

@@ -67,6 +67,19 @@ def test_prefill_kernel(tmp_path: Path) -> None:
     assert "gen3" in found.stdout
 
 
+@pytest.mark.slow
+def test_features_of_the_decode_kernel(tmp_path: Path) -> None:
+    """What moves half the bytes takes less time; what adds work takes more."""
+    shape = ("bifurcated_attention", "--context", "2048", "--heads", "1")
+    took = {}
+    for options in ((), ("--kv-dtype", "fp8"), ("--softcap", "50", "--window", "9", "--sinks")):
+        out = tmp_path / "out.json"
+        found = run(*shape, *options, "--json", str(out))
+        assert found.returncode == 0, found.stderr
+        took[options[:1]] = json.loads(out.read_text())["total_us"]
+    assert took["--kv-dtype",] < took[()] < took["--softcap",]
+
+
 def test_anybodys_kernel(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(KERNEL)
     out = tmp_path / "out.json"
@@ -88,6 +101,7 @@ def test_anybodys_kernel(tmp_path: Path) -> None:
         (["bifurcated_attention", "--target", "trn9"], "trn9"),
         (["bifurcated_attention", "--groups", "3"], "no multiple of g = 3"),
         (["bifurcated_attention", "--head-dim", "272"], "--head-dim must be at most 256"),
+        (["bifurcated_attention", "--kv-dtype", "fp8", "--dtype", "fp32"], "queries of 16 bits"),
         (["bifurcated_attention", "--suffix", "0"], "--suffix 0 must hold"),
         (["nowhere.py:kernel"], "there is no file nowhere.py"),
         (["setup:kernel", "--array", "12"], "there is no file"),
