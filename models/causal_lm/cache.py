@@ -178,7 +178,7 @@ def first(buffer: Tensor, dim: int, count: int) -> Tensor:
 
 def write(buffer: Tensor, dim: int, at: Tensor, new: Tensor) -> Tensor:
     """`buffer` with `new` at the indices `at` i64 of dimension `dim`; in place where it may be."""
-    if buffer.dtype == FP8:  # as bytes: what moves data is not made for every 8-bit float
+    if as_bytes(buffer):
         return write(buffer.view(torch.uint8), dim, at, new.view(torch.uint8)).view(FP8)
     if out_of_place(buffer):
         return torch.index_copy(buffer, dim, at, new)
@@ -197,9 +197,19 @@ def rebind(buffer: Tensor) -> Tensor:
         return buffer
     first = torch.zeros(1, dtype=torch.int64, device=buffer.device)
     heads = buffer.flatten(1)  # [g, elements], the same memory
-    heads = heads.view(torch.uint8) if heads.dtype == FP8 else heads
+    heads = heads.view(torch.uint8) if as_bytes(buffer) else heads
     written = write(heads, 1, first, heads.index_select(1, first))
-    return written.view(buffer.dtype).view_as(buffer) if out_of_place(buffer) else buffer
+    written = written.view(FP8) if as_bytes(buffer) else written
+    return written.view_as(buffer) if out_of_place(buffer) else buffer
+
+
+def as_bytes(buffer: Tensor) -> bool:
+    """Whether it is written as bytes: torch does not move every 8-bit float on every device.
+
+    XLA does; but there a view of another dtype, even of the same one, is no operation: it would be
+    run on the host, in the middle of the trace, and the state behind it would be a constant.
+    """
+    return buffer.dtype == FP8 and buffer.device.type != "xla"
 
 
 def out_of_place(buffer: Tensor) -> bool:

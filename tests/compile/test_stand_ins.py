@@ -275,3 +275,14 @@ def test_nothing_stays_registered(neuron: None) -> None:
     with installed():
         pass
     assert str(PACKAGES) in sys.path
+
+
+def test_what_the_host_would_run_is_refused(neuron: None) -> None:
+    """A view of another dtype, even of the same one, cuts an XLA graph in two."""
+
+    class View(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(x.dtype)
+
+    with pytest.raises(RuntimeError, match="no operation of XLA"):
+        build(View(), graph=ONE)

@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 XLA = torch.device("xla")
 _running: list[Recorder] = []
 
+# As torch_xla 2.9.0 counts them ("aten::view_copy.dtype" among its metrics).
+ON_THE_HOST = {torch.ops.aten.view.dtype, torch.ops.aten.view_copy.dtype}
+
 
 class XlaTensor(Tensor):
     """A shape and a dtype that says it is on the device "xla"."""
@@ -79,6 +82,10 @@ class Recorder(TorchDispatchMode):
         for x, on_device in zip(tensors, here, strict=True):
             if not on_device and x.dim() > 0:
                 raise RuntimeError(f"{func} takes tensors on xla and on {x.device}")
+        if func in ON_THE_HOST:
+            raise RuntimeError(
+                f"{func} is no operation of XLA: the host would run it, and the graph"
+            )
         own = OPDEFS.get(func._schema.name)
         if own is not None:
             self.expected.append(_run(func, args, kwargs))
