@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from nki_kernels.errors import InputError
 
 
@@ -41,3 +43,29 @@ class Ranks:
     def size(self) -> int:
         """How many there are."""
         return self.count
+
+
+@dataclass(frozen=True)
+class TracedRanks(Ranks):
+    """The ranks of one PyTorch/XLA graph that is traced once for all of them.
+
+    Attributes:
+        mesh: the ranks of each group, of which this one's is the first.
+    """
+
+    mesh: tuple[tuple[int, ...], ...] = ((0,),)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over each group, as a node of the graph."""
+        import torch_xla.core.xla_model as xm
+
+        summed: Tensor = xm.all_reduce("sum", x, groups=[list(ranks) for ranks in self.mesh])
+        return summed
+
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        """What each group's ranks have, one behind the other along `dim`."""
+        import torch_xla.core.xla_model as xm
+
+        groups = [list(ranks) for ranks in self.mesh]
+        gathered: Tensor = xm.all_gather(x, dim=dim, groups=groups, pin_layout=False)
+        return gathered

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from models.parallel.group import Group
+from models.parallel.group import Group, TracedRanks
 from nki_kernels.errors import InputError
 
 
@@ -22,6 +22,8 @@ def reduce_from_tensor_model_parallel_region(input_: Tensor, process_group: Grou
     """The sum of all ranks' `input_`, on each of them."""
     if process_group.size() == 1:
         return input_
+    if isinstance(process_group, TracedRanks):
+        return process_group.all_reduce(input_)
     ops = _collectives()
     name = _name(process_group)
     return cast(Tensor, ops.wait_tensor(ops.all_reduce(input_.contiguous(), "sum", name)))
@@ -39,6 +41,8 @@ def gather_from_tensor_model_parallel_region_with_dim(
     size = process_group.size()
     if size == 1:
         return input_
+    if isinstance(process_group, TracedRanks):
+        return process_group.all_gather(input_, gather_dim % input_.dim())
     ops = _collectives()
     name = _name(process_group)
     stacked = ops.all_gather_into_tensor(input_.contiguous(), size, name)  # [size * first, ...]
