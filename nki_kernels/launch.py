@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,16 @@ def simulate(kernel: Callable[..., Any], target: str, *args: Any, **kwargs: Any)
     name = getattr(kernel, "__name__", type(kernel).__name__)
     logger.info("%s on %s: %d instructions", name, target, len(trace))
     return result
+
+
+def logical_cores(target: str) -> int:
+    """Physical cores that a logical one of a graph is made of (LNC), 1 or 2.
+
+    Of NEURON_LOGICAL_NC_CONFIG, which the runtime and neuronx-distributed read too; else what cores
+    of `target` have by default (AWS Neuron documentation, "Logical NeuronCore configuration").
+    """
+    named = os.environ.get("NEURON_LOGICAL_NC_CONFIG")
+    return int(named) if named else 2 if target in ("trn2", "trn3") else 1
 
 
 def on_device(kernel: Callable[..., Any], *args: Any, lnc: int = 1, **kwargs: Any) -> Any:

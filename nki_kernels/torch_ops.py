@@ -339,13 +339,18 @@ def _run_kernel(
     name: str,
     args: tuple[Any, ...],
     options: dict[str, Any],
+    shared: bool = False,
 ) -> Any:
-    """Run a kernel where its tensors are: on the simulator for host tensors, else on the device."""
+    """Run a kernel where its tensors are: on the simulator for host tensors, else on the device.
+
+    `shared` says that the kernel divides its work among the physical cores of a logical one.
+    """
     kernel = launch.load(module, name)
     dense = tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
     if device.type == "cpu":
         return launch.simulate(kernel, target, *dense, **options)
-    return launch.on_device(kernel, *dense, **options)
+    lnc = launch.logical_cores(target) if shared else 1
+    return launch.on_device(kernel, *dense, lnc=lnc, **options)
 
 
 # --- bifurcated attention
@@ -461,6 +466,7 @@ def _flash(
         (q, k, v, float(scale)),
         flash_tuning.kernel_options(plan, start, window, softcap, sinks)
         | {"return_state": return_state},
+        shared=True,
     )
 
 
