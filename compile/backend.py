@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from compile.graphs import GraphSpec
+from compile.plan import Plan
 from models.causal_lm import CacheShape, CausalLM
 from models.parallel import TensorParallel
 
@@ -39,9 +41,16 @@ class Backend(Protocol):
 
     Attributes:
         name: "cpu" or "neuron"; an artefact is for one of them.
+        workers: graphs that are compiled at a time.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """See above."""
+
+    @property
+    def workers(self) -> int:
+        """See above."""
 
     def versions(self) -> dict[str, str]:
         """Of the software that decides what a graph becomes."""
@@ -49,16 +58,29 @@ class Backend(Protocol):
     def settings(self, spec: GraphSpec) -> list[str]:
         """What else decides it: the compiler's flags."""
 
-    def compile_graph(
-        self, model: CausalLM, spec: GraphSpec, candidates: int, folder: Path
-    ) -> None:
-        """Makes one graph.
+    def stages(self, specs: Sequence[GraphSpec]) -> list[list[GraphSpec]]:
+        """The graphs in the order in which they are made.
+
+        Those of one stage may be compiled side by side, when those of the stage before are done.
+        """
+
+    def building(self, plan: Plan) -> AbstractContextManager[CausalLM]:
+        """The network that graphs are traced from, in the group of all ranks."""
+
+    def trace_graph(
+        self, model: CausalLM, spec: GraphSpec, candidates: int, done: Path
+    ) -> Callable[[Path], None]:
+        """Traces one graph, and gives what compiles it.
 
         Args:
-            model: made by `graphs.build` in the group of all ranks.
+            model: as `building` gives it.
             spec: the graph.
             candidates: as `graphs.traced` takes them.
-            folder: empty; the graph's files go here, and are the same for all ranks.
+            done: where the files of the stages before are.
+
+        Returns:
+            a function of an empty folder, which the graph's files go into; they are the same for
+            all ranks. It may be called in another thread.
         """
 
     def load(self, artifact: Artifact, parallel: TensorParallel) -> Session:

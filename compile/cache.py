@@ -118,6 +118,10 @@ class Cache:
         except OSError as error:
             raise InputError(f"cache {folder} cannot be written: {error.strerror}") from error
 
+    def has(self, what: Mapping[str, Any]) -> bool:
+        """Whether there is an entry and it is whole."""
+        return self._whole(self.folder / key_of(what))
+
     @contextmanager
     def entry(self, what: Mapping[str, Any], make: Callable[[Path], None]) -> Iterator[Entry]:
         """The entry that `what` determines; nobody removes it within the `with` block.

@@ -13,7 +13,8 @@ import json
 import platform
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from compile import graphs
 from compile.artifact import Artifact
 from compile.graphs import GraphSpec
+from compile.plan import Plan
 from models.causal_lm import CacheShape, CausalLM, load
 from models.causal_lm.directory import listed
-from models.parallel import TensorParallel
+from models.parallel import TensorParallel, described
 from models.parallel.group import Group
 from nki_kernels.errors import InputError
 
@@ -44,6 +46,7 @@ class Cpu:
     """
 
     name = "cpu"
+    workers = 1
 
     def __init__(self, simulate: bool = True) -> None:
         self.simulate = simulate
@@ -61,10 +64,20 @@ class Cpu:
         del spec
         return []
 
-    def compile_graph(
-        self, model: CausalLM, spec: GraphSpec, candidates: int, folder: Path
-    ) -> None:
-        """Captures a graph and saves it; the file holds no weight and no state."""
+    def stages(self, specs: Sequence[GraphSpec]) -> list[list[GraphSpec]]:
+        """All at once; no graph needs another."""
+        return [list(specs)]
+
+    @contextmanager
+    def building(self, plan: Plan) -> Iterator[CausalLM]:
+        """Rank 0's network; its collectives never run."""
+        with described(plan.request.tp) as parallel:
+            yield graphs.build(plan, parallel)
+
+    def trace_graph(
+        self, model: CausalLM, spec: GraphSpec, candidates: int, done: Path
+    ) -> Callable[[Path], None]:
+        """Captures a graph, to be saved; the file holds no weight and no state."""
         module = graphs.traced(model, candidates)
         with graphs.bucket(model, spec.shape), _without_noise():
             program = torch.export.export(module, (), kwargs=spec.inputs).run_decompositions({})
@@ -72,8 +85,12 @@ class Cpu:
             program.example_inputs = None  # would be pickled
             saved = io.BytesIO()
             torch.export.save(program, saved)
-        # By Python: torch's own writer calls a full disk by another name.
-        (folder / f"{spec.name}{SUFFIX}").write_bytes(saved.getvalue())
+
+        def write(folder: Path) -> None:
+            # By Python: torch's own writer calls a full disk by another name.
+            (folder / f"{spec.name}{SUFFIX}").write_bytes(saved.getvalue())
+
+        return write
 
     def load(self, artifact: Artifact, parallel: TensorParallel) -> CpuSession:
         """This rank's weights, states as zeros, and every graph."""

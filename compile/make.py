@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from compile.plan import Plan
 from models.causal_lm.convert import split
 from models.causal_lm.directory import read_json
 from models.files import TEMPORARY, write_json
-from models.parallel import described
 from nki_kernels.errors import InputError
 
 FROM = ".from.json"  # which compilation a folder under way belongs to
@@ -90,19 +90,28 @@ def make_artifact(
         source = {"of": what, "checkpoint": str(checkpoint.resolve())}
         _continue(folder, source)
         (folder / GRAPHS).mkdir(exist_ok=True)
-        entries = []
-        bar = tqdm(specs, unit="graph", leave=False, disable=not progress, dynamic_ncols=True)
-        with described(plan.request.tp) as parallel:
-            model = graphs.build(plan, parallel)
-            for spec in bar:
-                bar.set_description(spec.name)
-                began = time.perf_counter()
-                make = partial(backend.compile_graph, model, spec, candidates)
-                with cache.entry(determines(plan, spec, candidates, backend), make) as entry:
-                    for path in entry.files:
-                        shutil.copyfile(path, folder / GRAPHS / path.name)
-                seconds[spec.name] = time.perf_counter() - began if entry.made else None
-                entries.append(_described(plan, spec, backend))
+        bar = tqdm(total=len(specs), unit="graph", leave=False, disable=not progress)
+        with (
+            bar,
+            backend.building(plan) as model,
+            ThreadPoolExecutor(max_workers=backend.workers) as pool,
+        ):
+            for stage in backend.stages(specs):
+                under_way = []
+                for spec in stage:
+                    bar.set_description(spec.name)
+                    job = _Job(
+                        cache,
+                        determines(plan, spec, candidates, backend),
+                        partial(backend.trace_graph, model, spec, candidates, folder / GRAPHS),
+                        folder / GRAPHS,
+                    )
+                    job.trace()  # here: only compilers run side by side
+                    under_way.append((spec.name, pool.submit(job.compile)))
+                for name, result in under_way:
+                    seconds[name] = result.result()
+                    bar.update()
+        entries = [_described(plan, spec, backend) for spec in specs]
         began = time.perf_counter()
         split(
             checkpoint, folder / CHECKPOINT, plan.request.tp, plan.request.dtype, progress=progress
@@ -112,6 +121,42 @@ def make_artifact(
         seal(folder, {**what, "graphs": entries})
         nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Made(seconds, weights, nbytes)
+
+
+class _Job:
+    """One graph: found in the cache, or traced and then compiled; then copied to `folder`."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        what: Mapping[str, Any],
+        trace: Callable[[], Callable[[Path], None]],
+        folder: Path,
+    ) -> None:
+        self.cache, self.what, self.folder = cache, what, folder
+        self._trace = trace
+        self._compile: Callable[[Path], None] | None = None
+        self._seconds = 0.0
+
+    def trace(self) -> None:
+        """Traces the graph, unless the cache has it."""
+        if not self.cache.has(self.what):
+            began = time.perf_counter()
+            self._compile = self._trace()
+            self._seconds = time.perf_counter() - began
+
+    def compile(self) -> float | None:
+        """Compiles what was traced; seconds that the graph took, None where the cache had it."""
+        began = time.perf_counter()
+
+        def make(folder: Path) -> None:
+            # Traced only now where another process removed the entry in between.
+            (self._compile or self._trace())(folder)
+
+        with self.cache.entry(self.what, make) as entry:
+            for path in entry.files:
+                shutil.copyfile(path, self.folder / path.name)
+        return self._seconds + time.perf_counter() - began if entry.made else None
 
 
 def _manifest(plan: Plan, backend: Backend, candidates: int) -> dict[str, Any]:

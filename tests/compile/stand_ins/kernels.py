@@ -43,6 +43,10 @@ class Kernel:
         return recording.expected()
 
 
-def load(module: str, name: str) -> Kernel:
-    """In the place of `nki_kernels.launch.load`."""
+def load(module: str, name: str) -> Any:
+    """In the place of `nki_kernels.launch.load`; the kernel itself where no graph is traced."""
+    from torch_neuronx.xla_impl import recording
+
+    if not recording.tracing():
+        return _load(module, name)
     return Kernel(name, inspect.signature(_load(module, name)))

@@ -6,7 +6,7 @@ module) and of AWS's documentation.
 
 from __future__ import annotations
 
-from torch_neuronx import utils, xla_impl
+from torch_neuronx import proto, pyhlo, utils, xla_impl
 
 __version__ = "2.9.0.2.15"
-__all__ = ["__version__", "utils", "xla_impl"]
+__all__ = ["__version__", "proto", "pyhlo", "utils", "xla_impl"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch_neuronx.xla_impl.trace import HloModule
+from torch_neuronx.pyhlo import hlo_pb2
 
 from neuronx_distributed.trace.model_builder_utils import TraceArtifacts, WLOArtifacts
 
 
 def read_hlo(hlo_path: str):
     """A graph from a file."""
-    return HloModule.parse(Path(hlo_path).read_bytes())
+    hlo = hlo_pb2.HloModuleProto()
+    hlo.ParseFromString(Path(hlo_path).read_bytes())
+    return hlo
 
 
 def write_hlo(hlo_path: str, hlo_module: Any):

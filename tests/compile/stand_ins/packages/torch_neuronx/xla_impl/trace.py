@@ -7,16 +7,17 @@ was traced, which is what "runs" later, on the CPU.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torch_neuronx.proto.metaneff_pb2 import MetaNeff
+from torch_neuronx.pyhlo.hlo_pb2 import HloModuleProto
 from torch_neuronx.xla_impl import recording
+from torch_neuronx.xla_impl.structure import Flattener, Packer
 
 
 @dataclass
@@ -34,65 +35,14 @@ RUNNABLE: dict[str, Runnable] = {}
 
 
 @dataclass
-class HloModule:
-    """The stand-in of torch_neuronx.pyhlo.hlo_pb2.HloModuleProto."""
-
-    lines: list[str]
-    frontend_attributes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> str:
-        """By which the module behind it is found."""
-        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
-
-    def SerializeToString(self) -> bytes:
-        content = {"lines": self.lines, "attributes": self.frontend_attributes}
-        return json.dumps(content, sort_keys=True).encode()
-
-    @staticmethod
-    def parse(content: bytes) -> HloModule:
-        read = json.loads(content)
-        return HloModule(read["lines"], read["attributes"])
-
-
-@dataclass
-class MetaNeff:
-    """The stand-in of torch_neuronx.proto.metaneff_pb2.MetaNeff: names, kinds, shapes, dtypes."""
-
-    inputs: list[tuple[str, str, list[int], str]]
-
-    def of(self, kind: str) -> dict[str, tuple[list[int], torch.dtype]]:
-        """Shapes and dtypes of the inputs of a kind: USER_INPUT, INPUT_STATE or INPUT_WEIGHT."""
-        return {
-            name: (shape, getattr(torch, dtype))
-            for name, is_a, shape, dtype in self.inputs
-            if is_a == kind
-        }
-
-    def SerializeToString(self) -> bytes:
-        return json.dumps(self.inputs).encode()
-
-
-@dataclass
 class HloArtifacts:
     """What `generate_hlo` returns, as far as it is read."""
 
-    hlo_module: HloModule
+    hlo_module: HloModuleProto
     metaneff: MetaNeff
-    flattener: Any
-    packer: Any
+    flattener: Flattener
+    packer: Packer
     weight_name_to_idx: dict[str, int]
-
-
-@dataclass
-class Flattener:
-    """Puts a graph's inputs in its order."""
-
-    layout: Any
-    exclude: Any = None
-
-    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        return list(inputs)
 
 
 def generate_hlo(
@@ -144,14 +94,15 @@ def generate_hlo(
         (name, kind, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, kind, x in kinds
     ]
     signature = [f"{kind} {name} {dtype}{shape}" for name, kind, shape, dtype in described]
-    module = HloModule([*signature, *recorder.lines])
+    module, meta = HloModuleProto(), MetaNeff()
+    module.lines, meta.inputs = [*signature, *recorder.lines], [list(each) for each in described]
     RUNNABLE[module.identity] = Runnable(kept, list(inputs), states, weights)
     count = len(inputs) + len(states)
     return HloArtifacts(
         module,
-        MetaNeff(described),
+        meta,
         Flattener(tuple(range(len(inputs)))),
-        lambda outputs: outputs[0] if len(outputs) == 1 else tuple(outputs),
+        Packer(tuple(range(len(outputs))) if isinstance(result, tuple) else 0, (), ()),
         {name: count + i for i, name in enumerate(weights)},
     )
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_neuronx.xla_impl.trace import RUNNABLE, HloModule, Runnable
+from torch_neuronx.pyhlo import hlo_pb2
+from torch_neuronx.xla_impl.trace import RUNNABLE, Runnable
 
 from neuronx_distributed.parallel_layers.world import World
 from neuronx_distributed.trace.model_builder_utils import (
@@ -50,6 +50,7 @@ class NxDModel(nn.Module):
         self.neffs: dict[str, bytes] = {}
         self.known_states: dict[str, tuple[list[int], torch.dtype]] = {}
         self.flattener_map = nn.ModuleDict()
+        self.orders: dict[str, tuple[Any, Any]] = {}
         self.weights: list[dict[str, Tensor]] = [{}] * world_size
         self.states: list[dict[str, Tensor]] = [{}] * world_size
         self.loaded_on_neuron = False
@@ -73,6 +74,9 @@ class NxDModel(nn.Module):
         assert self.model_params == trace_artifacts.model_params, (
             "The model provided appears to have a different signature than all other models"
         )
+        flattener = trace_artifacts.flattener
+        assert isinstance(flattener.layout, tuple), f"flattener layout is {type(flattener.layout)}"
+        self.orders[key] = (flattener, trace_artifacts.packer)
         self.flattener_map[key] = nn.Identity()  # refuses dots
         neff = compilation_artifacts.get_neff_bytes()
         _runnable(neff)
@@ -153,8 +157,9 @@ class NxDModel(nn.Module):
         assert model_name in routes
         runnable = _runnable(self.neffs[model_name])
         assert all(x.device.type == "cpu" for _, x in ordered)
-        inputs = {name: x.clone() for name, x in ordered}
-        assert list(inputs) == runnable.inputs
+        flattener, packer = self.orders[model_name]
+        flat = flattener([x.clone() for _, x in ordered])
+        inputs = dict(zip(runnable.inputs, flat, strict=True))
 
         def work(rank: int) -> Any:
             module = self._ranks[model_name][rank]
@@ -163,41 +168,8 @@ class NxDModel(nn.Module):
                 _keep(module, self.states[rank])
             return result
 
-        return World(self.local_ranks_size).run(work)[0]
-
-    def save(self, path_to_save: str, save_weights: bool = False):
-        """The graphs, without weights."""
-        assert not save_weights, "the stand-in keeps weights apart"
-        content = {
-            "world_size": self.world_size,
-            "neffs": {key: neff.decode() for key, neff in self.neffs.items()},
-            "shapes": self.input_shape_map,
-            "params": [[each.param_name, each.is_positional] for each in self.model_params],
-            "states": {
-                name: [shape, str(dtype).removeprefix("torch.")]
-                for name, (shape, dtype) in self.known_states.items()
-            },
-        }
-        Path(path_to_save).write_text(json.dumps(content), encoding="utf-8")
-
-    @classmethod
-    def load(
-        cls,
-        path_to_model: str,
-        start_rank: int | None = None,
-        local_ranks_size: int | None = None,
-    ):
-        """Graphs that `save` wrote."""
-        content = json.loads(Path(path_to_model).read_text(encoding="utf-8"))
-        made = cls(content["world_size"], start_rank, local_ranks_size)
-        made.neffs = {key: neff.encode() for key, neff in content["neffs"].items()}
-        made.input_shape_map = content["shapes"]
-        made.model_params = [ModelParamInfo(*each) for each in content["params"]]
-        made.known_states = {
-            name: (shape, getattr(torch, dtype))
-            for name, (shape, dtype) in content["states"].items()
-        }
-        return made
+        result = World(self.local_ranks_size).run(work)[0]
+        return packer(list(result) if isinstance(result, tuple) else [result])
 
 
 def _route(names: list[tuple[str, list[int]]]) -> str:
@@ -207,7 +179,8 @@ def _route(names: list[tuple[str, list[int]]]) -> str:
 def _runnable(neff: bytes) -> Runnable:
     if not neff.startswith(b"NEFF"):
         raise RuntimeError("nrt_load status=2: invalid NEFF")
-    module = HloModule.parse(json.loads(neff[4:])["module"].encode())
+    module = hlo_pb2.HloModuleProto()
+    module.ParseFromString(json.loads(neff[4:])["module"].encode())
     if module.identity not in RUNNABLE:
         raise RuntimeError("the stand-in runs only what was traced in this process")
     return RUNNABLE[module.identity]
