@@ -83,5 +83,8 @@ class Backend(Protocol):
             all ranks. It may be called in another thread.
         """
 
+    def joined(self, tp: int) -> AbstractContextManager[TensorParallel]:
+        """This process's place among those that run an artefact of `tp` ranks; the first speaks."""
+
     def load(self, artifact: Artifact, parallel: TensorParallel) -> Session:
         """Loads a verified artefact on this rank."""

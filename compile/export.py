@@ -14,7 +14,7 @@ import platform
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from compile.graphs import GraphSpec
 from compile.plan import Plan
 from models.causal_lm import CacheShape, CausalLM, load
 from models.causal_lm.directory import listed
-from models.parallel import TensorParallel, described
+from models.parallel import TensorParallel, described, started
 from models.parallel.group import Group
 from nki_kernels.errors import InputError
 
@@ -91,6 +91,10 @@ class Cpu:
             (folder / f"{spec.name}{SUFFIX}").write_bytes(saved.getvalue())
 
         return write
+
+    def joined(self, tp: int) -> AbstractContextManager[TensorParallel]:
+        """One process a rank, as torchrun starts them."""
+        return started(tp)
 
     def load(self, artifact: Artifact, parallel: TensorParallel) -> CpuSession:
         """This rank's weights, states as zeros, and every graph."""

@@ -33,7 +33,7 @@ from compile.flags import flag_text
 from compile.graphs import GraphSpec
 from compile.plan import Plan
 from models.causal_lm import CausalLM
-from models.parallel import TensorParallel
+from models.parallel import Ranks, TensorParallel
 from models.parallel.neuron import from_neuronx_distributed, neuronx_distributed_version
 from nki_kernels.errors import InputError
 
@@ -58,7 +58,7 @@ def check_sdk() -> None:
     if neuronx_distributed_version() is None or sdk_version() is None:
         raise InputError(
             "compiling for Neuron needs torch-neuronx 2.9 and neuronx-distributed 0.18 or later "
-            "(Neuron pip repository); without them --device cpu makes the same artefact for a CPU"
+            "(Neuron pip repository); without them --device cpu makes the same graphs for a CPU"
         )
 
 
@@ -244,6 +244,14 @@ class Neuron:
             compiler_args=flags,
             key=spec.name,
         )
+
+    @contextmanager
+    def joined(self, tp: int) -> Iterator[TensorParallel]:
+        """One process a host, which drives all its cores."""
+        from compile.neuron_session import local_ranks
+
+        first, count = local_ranks(tp)
+        yield TensorParallel(Ranks(first // count, tp // count))
 
     def load(self, artifact: Artifact, parallel: TensorParallel) -> NeuronSession:
         """Weights, states as zeros, and every graph, on this host's cores."""

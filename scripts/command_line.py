@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from compile.failures import NeuronFailure
 from nki_kernels.errors import InputError
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -37,6 +39,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         if _speaks():
             print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except NeuronFailure as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing was written", file=sys.stderr)
         sys.exit(INTERRUPTED)

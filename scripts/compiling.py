@@ -23,11 +23,14 @@ from nki_kernels.errors import InputError
 from scripts.options import check_vocabulary
 
 
-def backend_for(device: str, simulate: bool = True) -> tuple[Backend, str]:
+def backend_for(
+    device: str, plan: Plan | None = None, simulate: bool = True
+) -> tuple[Backend, str]:
     """Where graphs are compiled for, and why.
 
     Args:
         device: "auto", "cpu" or "neuron".
+        plan: what is to be compiled; None where an artefact is run.
         simulate: whether a CPU simulates NKI operators, or computes them by the torch reference.
 
     Raises:
@@ -41,7 +44,10 @@ def backend_for(device: str, simulate: bool = True) -> tuple[Backend, str]:
     else:
         why = "asked for"
     if device == "neuron":
-        raise InputError("compiling for Neuron devices is not built yet; --device cpu is")
+        from compile.neuron import Neuron, check_sdk
+
+        check_sdk()
+        return Neuron() if plan is None else Neuron.for_plan(plan), why
     from compile.export import Cpu
 
     return Cpu(simulate), why
@@ -85,7 +91,7 @@ def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None
         InputError: what is wrong, in one sentence.
     """
     candidates = check(args, checkpoint, plan)
-    backend, why = backend_for(args.device)
+    backend, why = backend_for(args.device, plan)
     out, folder = out_of(args), Path(args.cache) if args.cache else default_cache()
     cache = Cache(folder)
     print(f"device    {backend.name}: {why}")
@@ -116,7 +122,9 @@ def told(
     lines.append(f"written   {out}: {made.nbytes:,} bytes in {seconds:.1f} s")
     if backend.name == "cpu":
         lines.append("evidence  computed: no graph has been seen by neuronx-cc")
-    start = "python" if ranks == 1 else f"torchrun --nproc-per-node {ranks}"
+    start = (
+        "python" if ranks == 1 or backend.name == "neuron" else f"torchrun --nproc-per-node {ranks}"
+    )
     lines.append(f"run it    {start} scripts/generate.py --artifact {out}")
     return lines
 

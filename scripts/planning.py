@@ -29,7 +29,7 @@ DTYPES = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Plans what the command line asks for, and compiles it unless it is a dry run."""
     args = parser().parse_args(argv)
-    if not args.dry_run and args.config is not None:
+    if not (args.dry_run or args.lower) and args.config is not None:
         raise InputError("--config is for --dry-run; compiling needs a checkpoint: --model DIR")
     if args.json and args.json != "-":
         args.json = str(output_path(args.json, "--json"))
@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             largest=largest(args.request) if args.request else None,
         ),
     )
+    if args.lower:
+        from scripts.lowering import lower_plan
+
+        lower_plan(plan, Path(args.lower), args.top_k or 0)
+        return
     if not args.dry_run:
         from scripts.compiling import compile_plan  # what a plan does not need
 
@@ -100,6 +105,12 @@ def parser() -> Parser:
         default="auto",
         help="what graphs are "
         "compiled for; auto is neuron where the Neuron SDK is installed, else the CPU",
+    )
+    add(
+        "--lower",
+        metavar="DIR",
+        help="write the HLO that neuronx-cc would be given, and a report of it, through PyTorch/XLA"
+        " 2.9 on this host; needs no SDK and no weights",
     )
     add("--out", metavar="DIR", help="the artefact (compiled-INSTANCE-tpN)")
     add(

@@ -20,7 +20,6 @@ from compile.run import CompiledLM
 from models.causal_lm import CacheShape, Tokenizer
 from models.generation import Generation, Progress, Sampling, generate
 from models.generation.results import ProgressCallback
-from models.parallel import started
 from nki_kernels.errors import InputError
 from scripts.compiling import backend_for
 
@@ -104,7 +103,7 @@ def answered(
     what = artifact.manifest
     check_sampling(artifact, sampling)
     shape = route(artifact, len(prompt), args.samples, args.max_new_tokens).shape
-    with started(what["tp"]) as parallel, spoken_by(parallel.rank == 0):
+    with backend.joined(what["tp"]) as parallel, spoken_by(parallel.rank == 0):
         began = time.perf_counter()
         compiled = CompiledLM(artifact, backend.load(artifact, parallel))
         load = time.perf_counter() - began

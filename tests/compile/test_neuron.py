@@ -72,7 +72,8 @@ def made(
 
 
 def tokens_of(artifact: Artifact, backend: Backend, samples: int, prompt: list[int]) -> Any:
-    network = CompiledLM(artifact, backend.load(artifact, SINGLE))
+    network = CompiledLM(artifact)
+    network.session = backend.load(artifact, SINGLE)
     shape = network.route(len(prompt), samples, 6)
     answer = Generator(network, shape).run(
         prompt, samples=samples, max_new_tokens=6, sampling=SAMPLING, seed=3
