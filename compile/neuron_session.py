@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compile.artifact import CHECKPOINT, GRAPHS, Artifact
+from compile.artifact import GRAPHS, Artifact
 from compile.failures import NeuronFailure, whole_message
 from compile.neuron import LAYOUTS, LNC, TARGET, artifacts, environment
 from models.causal_lm import CacheShape, load_config, rope
@@ -35,7 +35,7 @@ class NeuronSession:
     def __init__(self, artifact: Artifact) -> None:
         what = artifact.manifest
         self.what = what
-        self.config = load_config(artifact.folder / CHECKPOINT)
+        self.config = load_config(artifact.checkpoint)
         self.prefix = "model." if what["candidates"] else ""
         self.first, self.count = local_ranks(what["tp"])
         folder = artifact.folder / GRAPHS
@@ -128,12 +128,16 @@ def rank_weights(artifact: Artifact, rank: int, prefix: str) -> dict[str, Tensor
 
     That is its file of the checkpoint, the head where the checkpoint ties it, factors of an 8-bit
     cache, the rank itself, and the rotation's tables.
+
+    Raises:
+        InputError: the file is damaged.
     """
+    artifact.check_weights(rank)
     what = artifact.manifest
     tp = what["tp"]
-    config = load_config(artifact.folder / CHECKPOINT)
+    config = load_config(artifact.checkpoint)
     cache = CacheShape(**what["cache"])
-    held = load_file(artifact.folder / CHECKPOINT / file_name(tp, rank))
+    held = load_file(artifact.checkpoint / file_name(tp, rank))
     if config.tie_word_embeddings:
         held["lm_head.weight"] = held["embed_tokens.weight"].clone()
     if config.kv_dtype == "fp8":  # factors that a checkpoint leaves out are 1

@@ -98,7 +98,7 @@ WIDE = {"num_attention_heads": 8, "num_key_value_heads": 2}
     [
         pytest.param("llama-2", {}, 1, {}, marks=pytest.mark.slow),
         ("llama-2", {"tie_word_embeddings": True}, 2, {}),
-        ("llama-2", WIDE, 8, {}),
+        pytest.param("llama-2", WIDE, 8, {}, marks=pytest.mark.slow),
         pytest.param("llama-2", WIDE, 8, {"kv_split": "replicate"}, marks=pytest.mark.slow),
         pytest.param("mixtral", {}, 2, {}, marks=pytest.mark.slow),
         pytest.param("gemma-2", {}, 2, {}, marks=pytest.mark.slow),
