@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,11 @@ import torch
 
 from compile import lowering
 from compile.hlo import KNOWN_CALLS, NKI_CALL, Alias, Context, Shape, as_text, examine, parse
+from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
+from scripts import planning
 from tests.compile.lowered import record
+from tests.compile.test_stand_ins import CHECKOUT
 
 pytestmark = pytest.mark.null
 
@@ -176,3 +183,40 @@ def test_lowering(phase: str, kernels: str, tp: int, monkeypatch: pytest.MonkeyP
     found = record.network(phase, kernels, tp).report
     assert found.problems == ()
     assert found.custom_calls.get(NKI_CALL, 0) == (1 if kernels == "nki" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch_xla") is None or CHECKOUT is None,
+    reason="torch_xla is not installed, or NEURONX_DISTRIBUTED names no checkout",
+)
+def test_networks_of_the_real_layers(tmp_path: Path) -> None:
+    """neuronx-distributed's own source under torch_xla: parallel state, layers, mappings."""
+    source = Path(str(CHECKOUT)) / "src"
+    if not source.is_dir():  # a bare repository
+        archive = tmp_path / "source.tar"
+        git = ["git", f"--git-dir={CHECKOUT}", "archive", "-o", str(archive), "HEAD", "src"]
+        subprocess.run(git, check=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path, filter="data")
+        source = tmp_path / "src"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compile.real_layers", str(source)],
+        cwd=HERE.parents[2],
+        env=os.environ | {"PJRT_DEVICE": "CPU"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "8 networks of neuronx-distributed's layers lowered" in done.stdout
+
+
+def test_lowering_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    if importlib.util.find_spec("torch_xla") is not None:
+        pytest.skip("torch_xla is installed")
+    arguments = ["--lower", str(tmp_path / "hlo"), "--model", str(DEFAULT_MODEL), "--kernels"]
+    arguments += ["torch", "--instance", "trn1.2xlarge", "--context", "64", "--samples", "2"]
+    with pytest.raises(InputError, match="--lower needs torch_xla"):
+        planning.main(arguments)
+    assert not (tmp_path / "hlo").exists()

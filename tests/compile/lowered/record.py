@@ -19,9 +19,9 @@ from models.parallel import SINGLE
 from tests.models import tiny
 
 HERE = Path(__file__).parent
-SHAPE = CacheShape(G=1, r=6, S_ctx=16, S_dec=4)
+SHAPE = CacheShape(G=1, r=6, S_ctx=28, S_dec=4)  # 28, 14 and 7 are no other dimension's size
 STATES = [f"model.layers.0.self_attn.cache.{name}" for name in ("k_ctx", "v_ctx", "k_suf", "v_suf")]
-CONTEXT = Context(tuple(STATES[:2]), (16,), samples=6)
+CONTEXT = Context(tuple(STATES[:2]), (28, 14), samples=6)
 
 
 def inputs(phase: str) -> dict[str, Tensor]:
