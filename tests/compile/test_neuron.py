@@ -19,6 +19,7 @@ import torch
 
 from compile.artifact import Artifact, open_artifact
 from compile.backend import Backend
+from compile.buckets import route
 from compile.cache import Cache
 from compile.failures import NeuronFailure
 from compile.make import make_artifact
@@ -72,9 +73,8 @@ def made(
 
 
 def tokens_of(artifact: Artifact, backend: Backend, samples: int, prompt: list[int]) -> Any:
-    network = CompiledLM(artifact)
-    network.session = backend.load(artifact, SINGLE)
-    shape = network.route(len(prompt), samples, 6)
+    network = CompiledLM(artifact, backend.load(artifact, SINGLE))
+    shape = route(artifact, len(prompt), samples, 6).shape
     answer = Generator(network, shape).run(
         prompt, samples=samples, max_new_tokens=6, sampling=SAMPLING, seed=3
     )
