@@ -153,7 +153,7 @@ def _top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _kernel(kernel: Callable[..., Any], *args: Any, lnc: int = 1, **options: Any) -> Any:
     """An attention kernel: o is shaped as q, the first argument; a state has two more outputs."""
-    tensors = [each for each in args if isinstance(each, Tensor)]
+    tensors = [each for each in (*args, *options.values()) if isinstance(each, Tensor)]
     shapes, dtypes = [list(tensors[0].shape)], [tensors[0].dtype]
     if options.get("return_state"):
         shapes += [list(tensors[0].shape[:-1])] * 2

@@ -423,6 +423,7 @@ def _bifurcated(
         f"{path}_attention_kernel",
         (*tensors, float(scale)),
         {"return_state": return_state, **chosen},
+        shared=path == "bifurcated",
     )
 
 

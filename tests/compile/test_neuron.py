@@ -224,8 +224,14 @@ def test_nki_kernels_in_the_graphs(neuron: None, instance: str, tp: int, lnc: in
     found = [line for line in traced_lines(plan, "prefill_256") if "NativeKernel" in line]
     call = f"custom-call AwsNeuronCustomNativeKernel flash_attention_kernel[{lnc}] {target}"
     assert found == [call] * 2
+    request = replace(request, attention="bifurcated")
+    plan = make_plan(config, request)
     found = [line for line in traced_lines(plan, "decode_1x3_256_5") if "NativeKernel" in line]
-    assert len(found) == 2 and all(line.endswith(f"_kernel[1] {target}") for line in found)
+    call = f"custom-call AwsNeuronCustomNativeKernel bifurcated_attention_kernel[{lnc}] {target}"
+    assert found == [call] * 2
+    ordinary = make_plan(config, replace(request, attention="ordinary"))  # it does not divide
+    found = [line for line in traced_lines(ordinary, "decode_3x1_256_5") if "NativeKernel" in line]
+    assert len(found) == 2 and all("ordinary_attention_kernel[1]" in line for line in found)
     torch_form = make_plan(config, replace(request, kernels="torch"))
     assert not [x for x in traced_lines(torch_form, "decode_1x3_256_5") if "NativeKernel" in x]
     assert Neuron.for_plan(plan).priority == ("decode_1x3_256_5" if lnc == 1 else None)
