@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nki_kernels.attention_state.reference import MASK, State, finish, merge, resume
-from tests.nki_kernels.cases import BITS, Case, error, largest_logit, make, oracle, tolerance
+from nki_kernels.cases import BITS, Case, error, largest_logit, make, oracle, tolerance
 from tests.nki_kernels.running import simulate
 
 Run = Callable[..., Any]

@@ -19,8 +19,8 @@ from typing import Any
 import nki_kernels
 from nki_kernels import launch
 from nki_kernels.bifurcated_attention import validate as bifurcated_validate
+from nki_kernels.cases import Case, error, make, oracle, tolerance
 from nki_kernels.ordinary_attention import tuning
-from tests.nki_kernels.cases import Case, error, make, oracle, tolerance
 from tests.nki_kernels.planted import Planted
 from tests.nki_kernels.running import simulate
 

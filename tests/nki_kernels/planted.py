@@ -21,7 +21,7 @@ import numpy as np
 
 import nki_kernels
 from nki_kernels import launch
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     Case,
     FlashCase,
     error,

@@ -17,9 +17,9 @@ import nki_sim
 from nki_kernels import launch
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention import validate as bifurcated_validate
+from nki_kernels.cases import Case, FlashCase, make, make_flash
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention import validate as flash_validate
-from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 
 BIFURCATED = ("nki_kernels.bifurcated_attention.kernel", "bifurcated_attention_kernel")
 FLASH = ("nki_kernels.flash_attention.kernel", "flash_attention_kernel")

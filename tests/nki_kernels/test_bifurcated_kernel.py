@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import nki_sim
 from nki_kernels import bifurcated_attention, predict
-from nki_kernels.speed_of_light import Decode
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FEATURES,
     HEADS,
     M_C,
@@ -27,6 +26,7 @@ from tests.nki_kernels.cases import (
     make,
     pairwise,
 )
+from nki_kernels.speed_of_light import Decode
 from tests.nki_kernels.holding import (
     dead_slots_change_no_bit,
     hold,

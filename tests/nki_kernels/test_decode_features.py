@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nki_sim
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     Case,
     decode_pairwise,
     make,

@@ -11,6 +11,7 @@ import torch
 import nki_sim
 from models.causal_lm.rope import rotate
 from nki_kernels import launch
+from nki_kernels.cases import make_rows, make_weights
 from nki_kernels.decode_layer import reference
 from nki_kernels.decode_layer.validate import validate_heads, validate_rows
 from nki_kernels.errors import InputError
@@ -19,8 +20,8 @@ from tests.nki_kernels.unfused import gains
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("error")]
 
 MODULE = "nki_kernels.decode_layer.kernel"
-DTYPES = (torch.float32, torch.bfloat16)
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2 * 2.0**-7}
+DTYPES = ("float32", "bfloat16")
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2 * 2.0**-7}
 EPS = 1e-5
 
 
@@ -28,21 +29,9 @@ def run(name: str, *arguments: Any, target: str = "trn1", **options: Any) -> Any
     return nki_sim.simulate(launch.load(MODULE, name), target=target)(*arguments, **options)
 
 
-def weights(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    made = np.random.default_rng(seed).standard_normal(shape) / shape[0] ** 0.5
-    return torch.tensor(made).to(dtype)
-
-
-def rows(b: int, H: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of very different size, and the norm's gain."""
-    random = np.random.default_rng(b)
-    x = random.standard_normal((b, H)) * 10.0 ** random.integers(-2, 3, (b, 1))
-    return torch.tensor(x).to(dtype), torch.tensor(random.standard_normal(H)).to(dtype)
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+def close(actual: torch.Tensor, expected: torch.Tensor, dtype: str) -> None:
     """Each row within the dtype's rounding of its largest element."""
-    assert actual.dtype == dtype and actual.shape == expected.shape
+    assert actual.dtype == getattr(torch, dtype) and actual.shape == expected.shape
     largest = expected.flatten(1).abs().amax(1)
     error = (actual.double() - expected).flatten(1).abs().amax(1)
     assert (error <= TOLERANCE[dtype] * largest).all(), (error / largest).max()
@@ -52,9 +41,9 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(
     "b,H,h,g,d", [(1, 128, 1, 1, 2), (5, 256, 4, 4, 32), (16, 384, 26, 13, 64), (99, 128, 3, 1, 96)]
 )  # fmt: skip
-def test_norm_qkv_rope(b: int, H: int, h: int, g: int, d: int, dtype: torch.dtype) -> None:
-    x, gain = rows(b, H, dtype)
-    w = weights(H, (h + 2 * g) * d, dtype=dtype, seed=1)
+def test_norm_qkv_rope(b: int, H: int, h: int, g: int, d: int, dtype: str) -> None:
+    x, gain = make_rows(b, H, dtype)
+    w = make_weights(H, (h + 2 * g) * d, dtype=dtype, seed=1)
     angles = torch.tensor(np.random.default_rng(2).uniform(0, 7, (b, d // 2)), dtype=torch.float32)
     cos, sin = angles.cos(), angles.sin()
     found = run("norm_qkv_rope_kernel", x, gain, w, cos, sin, h=h, eps=EPS)
@@ -72,10 +61,10 @@ def test_norm_qkv_rope(b: int, H: int, h: int, g: int, d: int, dtype: torch.dtyp
 @pytest.mark.parametrize(
     "b,H,width", [(1, 128, 1), (5, 256, 200), (16, 2176, 1700), (128, 128, 128)]
 )
-def test_gated_mlp(b: int, H: int, width: int, dtype: torch.dtype) -> None:
-    x, gain = rows(b, H, dtype)
-    gate, up = (weights(H, width, dtype=dtype, seed=i) for i in (3, 4))
-    down = weights(width, H, dtype=dtype, seed=5)
+def test_gated_mlp(b: int, H: int, width: int, dtype: str) -> None:
+    x, gain = make_rows(b, H, dtype)
+    gate, up = (make_weights(H, width, dtype=dtype, seed=i) for i in (3, 4))
+    down = make_weights(width, H, dtype=dtype, seed=5)
     found = run("gated_mlp_kernel", x, gain, gate, up, down, eps=EPS)
     wide = [t.double() for t in (x, gain, gate, up, down)]
     close(found, reference.gated_mlp(*wide, EPS), dtype)
@@ -83,8 +72,8 @@ def test_gated_mlp(b: int, H: int, width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("b,K,N", [(1, 1, 1), (7, 300, 2100), (128, 256, 512)])
-def test_projection(b: int, K: int, N: int, dtype: torch.dtype) -> None:
-    x, w = rows(b, K, dtype)[0], weights(K, N, dtype=dtype, seed=6)
+def test_projection(b: int, K: int, N: int, dtype: str) -> None:
+    x, w = make_rows(b, K, dtype)[0], make_weights(K, N, dtype=dtype, seed=6)
     close(run("projection_kernel", x, w), x.double() @ w.double(), dtype)
 
 

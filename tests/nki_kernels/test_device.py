@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from nki_kernels import bifurcated_attention, flash_attention
-from nki_kernels.torch_ops import cuda_path
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FEATURES,
     FLASH,
     Case,
@@ -24,6 +23,7 @@ from tests.nki_kernels.cases import (
     pairwise,
     tolerance,
 )
+from nki_kernels.torch_ops import cuda_path
 
 pytestmark = [
     pytest.mark.device,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import nki_sim
 from nki_kernels import flash_attention, launch
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FLASH,
     FlashCase,
     error,

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     Case,
     decode_pairwise,
     error,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import nki_sim
 from nki_kernels import launch
 from nki_kernels.bifurcated_attention.validate import Shape
+from nki_kernels.cases import FEATURES, Case, make, pairwise
 from nki_kernels.errors import InputError
 from nki_kernels.ordinary_attention import tuning
 from nki_kernels.ordinary_attention.pieces import column_tiles, cut, steps
 from nki_kernels.ordinary_attention.validate import validate_for_kernel
 from nki_kernels.speed_of_light import Decode, speed_of_light
-from tests.nki_kernels.cases import FEATURES, Case, make, pairwise
 from tests.nki_kernels.holding import (
     dead_slots_change_no_bit,
     hold,

@@ -14,9 +14,7 @@ import torch
 
 from nki_kernels.attention_state.reference import finish, merge, resume
 from nki_kernels.bifurcated_attention.reference import bifurcated_attention
-from nki_kernels.flash_attention import reference as flash_module
-from nki_kernels.flash_attention.reference import flash_attention
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FEATURES,
     FLASH,
     Case,
@@ -31,6 +29,8 @@ from tests.nki_kernels.cases import (
     pairwise,
     tolerance,
 )
+from nki_kernels.flash_attention import reference as flash_module
+from nki_kernels.flash_attention.reference import flash_attention
 
 pytestmark = pytest.mark.null
 

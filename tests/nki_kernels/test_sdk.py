@@ -13,8 +13,7 @@ import torch
 
 from compile.devices import resolve, sdk_version
 from nki_kernels import bifurcated_attention, flash_attention, launch
-from nki_sim.binding import find_sdk
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FEATURES,
     FLASH,
     Case,
@@ -28,6 +27,7 @@ from tests.nki_kernels.cases import (
     oracle,
     tolerance,
 )
+from nki_sim.binding import find_sdk
 from tests.nki_kernels.running import BIFURCATED, OPTIONS, bifurcated_options, flash_options
 from tests.nki_kernels.running import FLASH as FLASH_KERNEL
 

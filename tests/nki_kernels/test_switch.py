@@ -10,10 +10,10 @@ import torch
 
 from nki_kernels import bifurcated_attention, decode_path
 from nki_kernels.bifurcated_attention.validate import Shape
+from nki_kernels.cases import Case, make
 from nki_kernels.errors import InputError
 from nki_kernels.ordinary_attention.switch import DTYPES, table
 from nki_kernels.tune import CONTEXTS, find_break_even, switch_rows
-from tests.nki_kernels.cases import Case, make
 from tests.nki_kernels.ordinary import ORDINARY
 from tests.nki_kernels.ordinary import options as ordinary_options
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options, simulate

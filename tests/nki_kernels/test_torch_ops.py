@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nki_kernels import InputError, bifurcated_attention, flash_attention, launch
+from nki_kernels.cases import Case, FlashCase, make, make_flash
 from nki_kernels.torch_ops import _runs_reference
-from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 
 pytestmark = pytest.mark.null
 

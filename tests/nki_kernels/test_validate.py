@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nki_kernels import InputError, bifurcated_attention, flash_attention
-from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
+from nki_kernels.cases import Case, FlashCase, make, make_flash
 
 pytestmark = pytest.mark.null
 

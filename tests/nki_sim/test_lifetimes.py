@@ -8,11 +8,11 @@ import nki_sim
 import nki_sim.isa as nisa
 import nki_sim.language as nl
 from nki_kernels import launch
+from nki_kernels.cases import Case, FlashCase, make, make_flash
 from nki_sim import RuleError, Trace, memory_report
 from nki_sim.kernel import Simulation
 from nki_sim.lifetimes import Tenant, first_fit, tenants
 from nki_sim.memory import PSUM, SBUF, Allocation
-from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 from tests.nki_kernels.running import BIFURCATED, FLASH, bifurcated_options, flash_options
 from tests.nki_sim.helpers import normal, run
 

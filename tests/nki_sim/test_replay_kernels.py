@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nki_kernels import launch
+from nki_kernels.cases import Case, FlashCase, make, make_flash
 from nki_sim import RuleError
 from nki_sim.replay import Replay
-from tests.nki_kernels.cases import Case, FlashCase, make, make_flash
 from tests.nki_kernels.running import BIFURCATED, FLASH, bifurcated_options, flash_options
 
 pytestmark = pytest.mark.sim

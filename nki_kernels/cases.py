@@ -1,5 +1,5 @@
 """The shapes that references and kernels are both held to, and an oracle that shares no code with
-either.
+either. Tests draw from here, and so do the scripts that prove the kernels on other machines.
 
 Buffers are larger than what lives in them, and every dead slot holds ±1e4: finite, so that it must
 not change one bit, and large, so that a stray one is seen at once.
@@ -205,7 +205,7 @@ def _cover(axes: Sequence[Sequence[Any]], rng: np.random.Generator) -> list[tupl
         i, x, j, y = min(missing, key=repr)
         best: tuple[Any, ...] = ()
         for _ in range(60):
-            row = [axis[rng.integers(len(axis))] for axis in axes]
+            row = [axis[int(rng.integers(len(axis)))] for axis in axes]
             row[i], row[j] = x, y
             if not best or len(_pairs(tuple(row)) & missing) > len(_pairs(best) & missing):
                 best = tuple(row)
@@ -244,16 +244,18 @@ def decode_pairwise() -> list[Case]:
 def random_case(seed: int) -> Case:
     """A decode call at random: any settings together, sizes that are multiples of nothing."""
     rng = np.random.default_rng(seed)
-    drawn = {name: axis[rng.integers(len(axis))] for name, axis in _DECODE_AXES.items()}
+    drawn: dict[str, Any] = {
+        name: axis[int(rng.integers(len(axis)))] for name, axis in _DECODE_AXES.items()
+    }
     g = int(rng.integers(1, 5))
     drawn |= {
         "heads": (g * int(rng.integers(1, 4)), g),
-        "d": int(rng.choice([rng.integers(1, 33), rng.integers(33, 257), 64, 128, 256])),
+        "d": int(rng.choice([int(rng.integers(1, 33)), int(rng.integers(33, 257)), 64, 128, 256])),
         "n": int(rng.integers(1, 5)),
         "G": int(rng.integers(1, 4)),
-        "m_c": int(rng.choice([1, rng.integers(1, 140), rng.integers(140, 700), 1100])),
-        "m_d": int(rng.choice([1, rng.integers(1, 20), rng.integers(20, 90)])),
-        "b": int(rng.choice([1, rng.integers(2, 8), rng.integers(8, 24)])),
+        "m_c": int(rng.choice([1, int(rng.integers(1, 140)), int(rng.integers(140, 700)), 1100])),
+        "m_d": int(rng.choice([1, int(rng.integers(1, 20)), int(rng.integers(20, 90))])),
+        "b": int(rng.choice([1, int(rng.integers(2, 8)), int(rng.integers(8, 24))])),
         "gap": int(rng.integers(0, 6)),
         "logit_scale": float(rng.choice([1.0, 20.0, 3000.0])),
     }
@@ -309,7 +311,7 @@ def make(case: Case, poison: float = POISON) -> dict[str, Any]:
     if case.window is not None:
         arguments["window"] = case.window
     if case.position:
-        last = rng.integers(0, case.m_c + case.m_d + case.window // 2, (G, r))
+        last = rng.integers(0, case.m_c + case.m_d + (case.window or 0) // 2, (G, r))
         arguments["query_position"] = torch.tensor(last, dtype=torch.int32)
     if case.softcap is not None:
         arguments["softcap"] = case.softcap
@@ -348,6 +350,19 @@ def make_flash(case: FlashCase, poison: float = POISON) -> dict[str, Any]:
     if case.sinks:
         arguments["sinks"] = _tensor(2 * rng.standard_normal(case.h), "float32")
     return arguments
+
+
+def make_rows(b: int, width: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a residual stream of very different size, and a norm's gain."""
+    rng = np.random.default_rng(b)
+    x = rng.standard_normal((b, width)) * 10.0 ** rng.integers(-2, 3, (b, 1))
+    return _tensor(x, dtype), _tensor(rng.standard_normal(width), dtype)
+
+
+def make_weights(*shape: int, dtype: str, seed: int) -> torch.Tensor:
+    """A projection whose outputs are about as large as its inputs."""
+    made = np.random.default_rng(seed).standard_normal(shape) / shape[0] ** 0.5
+    return _tensor(made, dtype)
 
 
 def oracle(arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
