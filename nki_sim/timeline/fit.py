@@ -1,12 +1,14 @@
 """Fit the constants that no document gives to the published measurements.
 
-    python -m nki_sim.timeline.fit [--generation gen2] [--leave-one-out] [--write]
+    python -m nki_sim.timeline.fit [--generation gen2] [--leave-one-out] [--rows FILE] [--write]
 
 Each fitted constant takes the value of its grid that makes the sum of squared log errors of the
 rows that respond to it smallest, one constant after the other until nothing changes. What documents
 or other sources suggest counts as well: straying from it by a constant's ``spread`` costs as much
 as an error of 5 % in one row. ``--leave-one-out`` predicts every counted row with constants fitted
-without it. ``--write`` stores the values in the data file; without it nothing changes.
+without it. ``--rows`` adds measurements from a file (``rows.py`` says how it looks); of those, the
+constants that a row responds to are found by moving each. ``--write`` stores the values in the data
+file; without it nothing changes.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from nki_sim.timeline.constants import Timing, timing
-from nki_sim.timeline.published import ROWS, Recorded
+from nki_sim.timeline.published import ROWS, Recorded, Row
+from nki_sim.timeline.rows import read, responding
 
 
 class Free(NamedTuple):
@@ -54,14 +58,28 @@ FIVE_PERCENT = 0.05
 
 
 class Fit:
-    """The fit of one generation; predictions are remembered, so that leaving rows out is cheap."""
+    """The fit of one generation; predictions are remembered, so that leaving rows out is cheap.
 
-    def __init__(self, generation: str) -> None:
+    Args:
+        generation: one that has constants to fit.
+        more: rows besides the published ones; those of other generations are left out.
+    """
+
+    def __init__(self, generation: str, more: Sequence[Row] = ()) -> None:
         self.generation = generation
         self.free = CONSTANTS[generation]
         rows = [r for r in ROWS if r.generation == generation and r.kind == "counted"]
         self.rows = [r.record(small=True) for r in rows]
+        self.rows += [
+            self._placed(r) for r in more if r.generation == generation and r.kind == "counted"
+        ]
         self._known: dict[tuple[int, tuple[float, ...]], float] = {}
+
+    def _placed(self, row: Row) -> Recorded:
+        """A row recorded, with the constants that it responds to."""
+        recorded = row.record()
+        grids = {name: free.grid for name, free in self.free.items()}
+        return replace(recorded, row=replace(row, constants=responding(recorded, grids, grids)))
 
     def counted(self) -> list[Recorded]:
         """Rows that count."""
@@ -131,10 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--generation", choices=sorted(CONSTANTS), action="append")
     parser.add_argument("--leave-one-out", action="store_true")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="measurements of your own")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
+    try:
+        more = read(options.rows) if options.rows else []
+    except ValueError as error:
+        parser.error(str(error))
     for generation in options.generation or sorted(CONSTANTS):
-        fit = Fit(generation)
+        fit = Fit(generation, more)
         constants = fit.fit(fit.counted())
         print(generation)
         for name, value in constants.items():
