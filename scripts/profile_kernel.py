@@ -34,6 +34,7 @@ from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.speed_of_light import Decode, Prefill, SpeedOfLight, speed_of_light
 from scripts import command_line, decode_sweep
+from scripts.validation.clock import ACTIVE, summary_of
 
 DTYPES: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16,
@@ -92,6 +93,12 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="compute values too, on zeros, for control flow that depends on data (slow)",
     )
+    add(
+        "--against",
+        metavar="FILE",
+        help="a device's profile, from `neuron-explorer view --output-format summary-json`, to"
+        " hold the prediction against, engine by engine",
+    )
     add("--json", metavar="FILE", help="write the result as JSON")
     add("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev")
     add("--png", metavar="FILE", help="draw engine lanes and a roofline")
@@ -110,6 +117,7 @@ def main() -> None:
     }  # fmt: skip
     if "png" in outputs and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--png needs matplotlib: pip install 'bifork[plot]'")
+    device = None if options.against is None else read_summary(Path(options.against))
     bound: SpeedOfLight | None = None
     if options.kernel == "bifurcated_attention":
         shape, profile, bound = decode(options)
@@ -132,6 +140,8 @@ def main() -> None:
             f"{bound.without_max_us:.2f} us, {bound.without_max}): this kernel reaches "
             f"{100 * bound.us / profile.total_us:.1f} % of it"
         )
+    if device is not None:
+        print("\n" + engine_table(profile, device))
     if "json" in outputs:
         write_json(outputs["json"], result(options, shape, profile, bound, path))
     if "perfetto" in outputs:
@@ -165,8 +175,40 @@ def result(
         "limited_by_certain": profile.bound_certain,
         "busiest": profile.busiest,
         "busiest_us": profile.resources[profile.busiest],
+        "engines": {name: lane.busy for name, lane in profile.engines.items()},
         "validated": profile.validated,
     }
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary in a profiler's output.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
+    try:
+        return summary_of(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--against {path} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:
+        raise InputError(f"--against {path}: {error}") from error
+
+
+def engine_table(profile: nki_sim.Profile, device: dict[str, Any]) -> str:
+    """Predicted and measured us of the whole and of each engine; the whole has the launch."""
+    whole = profile.total_us + profile.launch_us
+    rows = [("whole", whole, 1e6 * device["total_time"])]
+    rows += [
+        (engine, profile.engines[engine].busy, 1e6 * device[name])
+        for engine, name in ACTIVE.items()
+        if engine in profile.engines and name in device
+    ]
+    lines = [f"{'':<10}{'predicted us':>14}{'device us':>12}{'ratio':>8}"]
+    lines += [
+        f"{name:<10}{us:>14.2f}{measured:>12.2f}{measured / us if us else float('nan'):>8.2f}"
+        for name, us, measured in rows
+    ]
+    return "\n".join(lines)
 
 
 def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile, SpeedOfLight]:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nki_kernels.errors import InputError
+from scripts import profile_kernel
+
 pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,3 +131,20 @@ def test_mistakes_in_a_kernel(tmp_path: Path) -> None:
         found = run(*arguments)
         assert found.returncode == 2, found.stderr
         assert words in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_against_a_device(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text('[{"total_time": 9e-05, "dma_active_time": 7e-05}]')
+    size = ("--samples", "2", "--context", "256", "--heads", "1", "--against")
+    found = run("bifurcated_attention", *size, str(summary))
+    assert found.returncode == 0, found.stderr
+    table = found.stdout.splitlines()[-3:]
+    assert table[0].split() == ["predicted", "us", "device", "us", "ratio"]
+    assert table[1].startswith("whole") and " 90.00" in table[1]
+    assert table[2].startswith("dma") and " 70.00" in table[2]
+    summary.write_text("{}")
+    with pytest.raises(InputError, match="summary has no total_time"):
+        profile_kernel.read_summary(summary)
+    with pytest.raises(InputError, match="cannot be read"):
+        profile_kernel.read_summary(tmp_path / "none")
