@@ -104,8 +104,8 @@ def _run(job: Job, report: Report, path: Path, attempt: int) -> None:
             result,
             outcome="error",
             attempts=ATTEMPTS,
-            message=f"the process ended {ATTEMPTS} times during this case: host memory, if the "
-            "kernel log names the out-of-memory killer; --again runs it once more",
+            message=f"the process ended {ATTEMPTS} times during this case: by hand, or for host "
+            "memory if dmesg names the out-of-memory killer; --again runs it once more",
         )
         report.save(path)
         return

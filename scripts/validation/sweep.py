@@ -20,6 +20,7 @@ from nki_kernels.calls import Call
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.speed_of_light import Decode, Prefill, speed_of_light
+from nki_sim.rebind import rebound
 from nki_sim.targets import get_target
 from nki_sim.timeline.constants import timing
 from scripts.decode_sweep import SHAPES
@@ -194,8 +195,8 @@ def take_time(timed: Timed, target: str, clock: Clock, folder: Path) -> Found:
 
 def recordable(call: Call) -> dict[str, Any]:
     """What it takes to record the call again without its tensors: plain JSON."""
-    kernel = launch.load(call.module, call.name)
-    names = list(inspect.signature(kernel).parameters)
+    kernel = rebound(launch.load(call.module, call.name))  # the SDK's may hide its names
+    names = list(inspect.signature(kernel.func).parameters)
     arrays, keywords = [], dict(call.options)
     for name, value in zip(names, call.arguments, strict=False):
         if isinstance(value, torch.Tensor):
