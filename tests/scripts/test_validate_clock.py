@@ -16,9 +16,11 @@ from nki_kernels.calls import Call, kernel_cases
 from nki_kernels.errors import InputError
 from nki_kernels.predict import Prediction
 from nki_kernels.speed_of_light import Decode
-from scripts.validation import sweep
+from scripts import validate_on_device
+from scripts.validation import compare, machine, sweep
 from scripts.validation.clock import ACTIVE, Measurement, ProfilerClock, TimelineClock, summary_of
 from scripts.validation.kernels import compile_call
+from scripts.validation.report import load
 from scripts.validation.sweep import Timed, decode, grid, recordable, take_time
 
 pytestmark = pytest.mark.sim
@@ -181,3 +183,27 @@ def test_a_graph_of_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fake.leaves = None
     with pytest.raises(InputError, match=r"left no graph\.neff"):
         compile_call(call, "trn1", tmp_path / "other")
+
+
+def test_times_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script without --rehearse, with stand-ins for the device, the profiler and tracing."""
+    program, log = profiler(tmp_path, SUMMARY)
+    monkeypatch.setattr(machine, "refuse_without", lambda *packages, **needs: None)
+    monkeypatch.setattr(machine, "profiler", lambda: program)
+    monkeypatch.setitem(sys.modules, "torch_neuronx", Tracing("graph.neff"))
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", "trn1")
+    monkeypatch.setenv(machine.VISIBLE, "3")
+    out = tmp_path / "device.json"
+    arguments = ["--stages", "times", "--only", "write_kv/gqa", "--captures", "1"]
+    monkeypatch.setattr(sys, "argv", ["validate_on_device.py", *arguments, "--out", str(out)])
+    validate_on_device.main()
+    report = load(out)
+    (case,) = report.cases.values()
+    assert not report.rehearsal and (case.evidence, case.outcome) == ("measured", "passed")
+    assert case.times is not None and case.times.median_us == 95.0
+    assert {"instance", "driver", "system_packages", "profiler"} <= set(report.environment)
+    assert report.clock is not None and report.clock["name"].startswith("neuron-explorer capture")
+    assert {json.loads(line)[0] for line in log.read_text().splitlines()} == {"3"}
+    assert (tmp_path / "device.json.work" / "write_kv_gqa-b16" / "graph.neff").is_file()
+    (row, *_) = compare.rows(compare.measured([("r", report)]), {"r": report})
+    assert row["value"] == 95.0 and row["generation"] == "gen2"
