@@ -5,8 +5,8 @@ A rehearsal captures the same graphs for the CPU, by `compile.export`.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,33 +72,40 @@ def graph_jobs(
     """A job a graph and form, in the order in which a backend makes them."""
     jobs = []
     for form, plan in made.items():
-        backend, done = backend_of(plan), dict[str, Path]()
+        backend, before = backend_of(plan), list[str]()
         for stage in backend.stages(graphs.graph_specs(plan, CANDIDATES)):
-            for spec in stage:
-                place = folder / form / spec.name
-                jobs.append(
-                    Job(f"graphs/{form}/{spec.name}", "graphs", spec.name, plan.instance.target,
-                        evidence, partial(make, plan, spec, backend, dict(done), place))
-                )  # fmt: skip
-            done |= {spec.name: folder / form / spec.name for spec in stage}
+            jobs += [
+                Job(f"graphs/{form}/{spec.name}", "graphs", spec.name, plan.instance.target,
+                    evidence, partial(make, plan, spec, backend, tuple(before), folder / form))
+                for spec in stage
+            ]  # fmt: skip
+            before += [spec.name for spec in stage]
     return jobs
 
 
 def make(
-    plan: Plan, spec: GraphSpec, backend: Backend, done: Mapping[str, Path], folder: Path
+    plan: Plan, spec: GraphSpec, backend: Backend, before: Sequence[str], folder: Path
 ) -> Found:
-    """Compile one graph into an empty folder; what it weighs, and what compiling took.
+    """Compile one graph; what it weighs, and what compiling took.
+
+    Args:
+        plan, spec, backend: of the graph.
+        before: graphs that it may go by, in `folder` with all of a form's graphs.
+        folder: its files go there when they are whole.
 
     Raises:
         InputError: a graph that it goes by was not made.
     """
-    for name, place in done.items():
-        require(place.is_dir() and any(place.iterdir()), f"graph {name}, which comes first, failed")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with backend.building(plan) as model:
-        backend.trace_graph(model, spec, CANDIDATES, done)(folder)
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in before:
+        require(any(folder.glob(f"{name}.*")), f"graph {name}, which comes first, failed")
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as fresh,
+        backend.building(plan) as model,
+    ):
+        backend.trace_graph(model, spec, CANDIDATES, folder)(Path(fresh))
+        made = sorted(Path(fresh).iterdir())
+        files = [path.replace(folder / path.name) for path in made]
     planned = next(graph for graph in plan.graphs if graph.name == spec.name)
     return Found(
         wrong=None if files else "the compiler left no file",

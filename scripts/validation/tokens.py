@@ -11,10 +11,11 @@ from functools import cache, partial
 from pathlib import Path
 
 from compile.artifact import open_artifact, read_manifest
+from compile.buckets import check_sampling, route
 from compile.devices import resolve
 from compile.run import CompiledLM
 from models.causal_lm import Tokenizer, find_checkpoint, load
-from models.generation import Generator, Sampling, generate
+from models.generation import Sampling, generate
 from models.parallel import SINGLE
 from models.pretrained import DEFAULT_MODEL, example_prompt
 from nki_kernels.errors import require
@@ -70,8 +71,7 @@ def load_artifact(folder: Path, device: str) -> CompiledLM:
     """A verified artefact on its device, every graph run once."""
     backend, _ = backend_for(device)
     artifact = open_artifact(folder, backend.name, backend.versions())
-    network = CompiledLM(artifact)
-    network.session = backend.load(artifact, SINGLE)
+    network = CompiledLM(artifact, backend.load(artifact, SINGLE))
     network.warm_up()
     return network
 
@@ -82,10 +82,15 @@ def hold_artifact(
 ) -> Found:  # fmt: skip
     """Draw by an artefact and compare."""
     network, prompt = load_network(), prompt_of(directory)
-    network.check_sampling(WAYS[way])
-    shape = network.route(len(prompt), SAMPLES, new_tokens)
-    answers = Generator(network, shape).run(
-        prompt, samples=SAMPLES, max_new_tokens=new_tokens, sampling=WAYS[way], seed=SEED
+    check_sampling(network.artifact, WAYS[way])
+    answers = generate(
+        network,
+        prompt,
+        samples=SAMPLES,
+        max_new_tokens=new_tokens,
+        sampling=WAYS[way],
+        seed=SEED,
+        shape=route(network.artifact, len(prompt), SAMPLES, new_tokens).shape,
     )
     return compare([list(sample.tokens) for sample in answers.samples], expected(way))
 
