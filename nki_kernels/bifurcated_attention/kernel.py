@@ -34,6 +34,13 @@ from nki_kernels.bifurcated_attention.plan import (
     share_out,
     suffix_sizes,
 )
+from nki_kernels.bifurcated_attention.row_chunks import (
+    fold_rows,
+    row_logits,
+    settle_rows,
+    turn_weights,
+    weigh_rows,
+)
 from nki_kernels.bifurcated_attention.rows import finish, load_queries
 from nki_kernels.bifurcated_attention.stages import (
     add_columns,
@@ -94,6 +101,12 @@ def bifurcated_attention_kernel(
     ahead=1,
     turns=4,
     dma_turns=False,
+    row_chunks=False,
+    turn_share=0,
+    copy_share=4,
+    lag=2,
+    unit_slots=32,
+    resident_slots=64,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -145,6 +158,14 @@ def bifurcated_attention_kernel(
         "with_scales": with_scales,
         "window": window,
         "softcap": softcap,
+        "row_chunks": row_chunks,
+        "turn_share": turn_share,
+        "copy_share": copy_share,
+        "copies": 0,
+        "turned_groups": 0,
+        "unit_slots": unit_slots,
+        "resident_slots": resident_slots,
+        "old": nisa.get_nc_version() == nisa.nc_version.gen2,
     }
 
     constants = chunk_constants(q.dtype, MASK)
@@ -171,7 +192,7 @@ def bifurcated_attention_kernel(
                 number + 1 == len(passes) and i + 1 == heads,
             )
     if len(jobs) > 0:
-        run(call, jobs, ahead, turns, constants)
+        run(call, jobs, ahead, turns, lag, constants)
 
     if return_state:
         return stores[0], stores[1], stores[2]
@@ -181,18 +202,18 @@ def bifurcated_attention_kernel(
 # --- the pipeline
 
 
-def run(call, jobs, ahead, turns, constants):
+def run(call, jobs, ahead, turns, lag, constants):
     """Take every job through its stages, those of neighbours interleaved.
 
     Engines work in program order. So that none waits long, a step makes the logits of one job
-    while the one before it settles its maxima and is weighed, and the one before that is folded;
-    loads are `ahead` jobs early.
+    while the one before it settles its maxima and is weighed, and the one `lag` before it is
+    folded; loads are `ahead` jobs early.
     """
     count = len(jobs)
-    dtype = call["q"].dtype
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
     if jobs[0]["context"]:
-        load_context(call, jobs[0])  # before anything that would keep DMA from it
+        first = jobs[0]["blocks"][0] if call["row_chunks"] else jobs[0]["block"]
+        load_context(call, jobs[0], first)  # before anything that would keep DMA from it
     shared["context_len"] = spread_lengths(call["context_len"])
     shared["suffix_len"] = spread_lengths(call["suffix_len"])
     load_features(call, shared)
@@ -202,23 +223,49 @@ def run(call, jobs, ahead, turns, constants):
             own_slots(shared, job["room"])
     for i in range(min(ahead, count)):
         prepare(call, jobs[i], shared, constants)
-    for step in range(count + 2):
+    for step in range(count + lag):
         if step + ahead < count:
             prepare(call, jobs[step + ahead], shared, constants)
+        settled = step >= 1 and step <= count
+        if settled and job_of_rows(call, jobs[step - 1]):
+            settle(call, jobs[step - 1], constants)
+            weigh_job(call, jobs[step - 1], constants)
+            settled = False
         if step < count:
             make_logits(call, jobs[step], shared, constants)
-        if step >= 1 and step <= count:
-            job = jobs[step - 1]
-            scale = factor_of(call, job, job["room"]["rows"])
-            settle_max(job["chunk"], job["state"], scale, constants)
-        if step < count:
+        if settled:
+            settle(call, jobs[step - 1], constants)
+        if step < count and not job_of_rows(call, jobs[step]):
             find_highest(jobs[step]["chunk"])
         turn_some(shared, turns, constants)
-        if step >= 2:
-            fold(call, jobs[step - 2], constants)
-        if step >= 1 and step <= count:
-            job = jobs[step - 1]
-            weigh(job["chunk"], factor_of(call, job, job["parts"]), dtype, constants)
+        if step >= 2 and step < count + 2 and job_of_rows(call, jobs[step - 2]):
+            turn_weights(call, jobs[step - 2], constants)
+        if step >= lag:
+            fold(call, jobs[step - lag], constants)
+        if settled:
+            weigh_job(call, jobs[step - 1], constants)
+
+
+def job_of_rows(call, job):
+    """Whether a job has its query rows on partitions."""
+    return job["context"] and call["row_chunks"]
+
+
+def settle(call, job, constants):
+    """Second stage: the maximum so far."""
+    scale = factor_of(call, job, job["room"]["rows"])
+    if job_of_rows(call, job):
+        settle_rows(job, scale, constants)
+    else:
+        settle_max(job["chunk"], job["state"], scale, constants)
+
+
+def weigh_job(call, job, constants):
+    """Third stage: weights."""
+    if job_of_rows(call, job):
+        weigh_rows(call, job, factor_of(call, job, job["room"]["rows"]))
+    else:
+        weigh(job["chunk"], factor_of(call, job, job["parts"]), call["q"].dtype, constants)
 
 
 def turn_some(shared, turns, constants):
@@ -243,9 +290,12 @@ def prepare(call, job, shared, constants):
             room["g"],
             constants["identity"],
         )
-    if job["context"]:
-        load_context(call, job)
-        if call["window"] == 0:
+    if job_of_rows(call, job):
+        for block in job["blocks"]:
+            load_context(call, job, block)
+    elif job["context"]:
+        load_context(call, job, job["block"])
+        if call["window"] == 0 and not call["row_chunks"]:
             job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
     else:
         load_suffix(call, job, shared)
@@ -254,6 +304,9 @@ def prepare(call, job, shared, constants):
 def make_logits(call, job, shared, constants):
     """First stage: masked logits of a chunk."""
     room = job["room"]
+    if job_of_rows(call, job):
+        row_logits(call, job, shared, constants)
+        return
     chunk = new_chunk(room["rows"], job["tiles"], job["parts"])
     job["chunk"] = chunk
     if job["context"]:
@@ -268,13 +321,16 @@ def fold(call, job, constants):
     """Last stage: weights meet values, and the state takes the result; the last one is stored."""
     rows = job["room"]["rows"]
     d = call["q"].shape[4]
-    product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
-    if job["context"]:
-        context_product(job, product, d, constants)
+    if job_of_rows(call, job):
+        fold_rows(job, nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.psum), d)
     else:
-        suffix_product(job, product, d, constants)
-    add_sums(product, job["chunk"], d, constants)
-    add_to_state(job["state"], job["chunk"], product)
+        product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
+        if job["context"]:
+            context_product(job, product, d, constants)
+        else:
+            suffix_product(job, product, d, constants)
+        add_sums(product, job["chunk"], d, constants)
+        add_to_state(job["state"], job["chunk"], product)
     job["state"]["jobs"] -= 1
     if job["state"]["jobs"] == 0:
         finish(call, job, d)
@@ -283,9 +339,8 @@ def fold(call, job, constants):
 # --- the context
 
 
-def load_context(call, job):
+def load_context(call, job, block):
     """K [d, keys] and V [128, keys a partition · d] of a block."""
-    block = job["block"]
     if len(block["keys"]) > 0:
         return
     room = job["room"]

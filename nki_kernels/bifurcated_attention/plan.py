@@ -151,6 +151,9 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
     states = []
     for _ in rooms:
         states.append({"top": [], "highest": [], "exact": len(call["stores"]) > 1, "jobs": 0})
+    if call["row_chunks"]:
+        plan_rows(jobs, call, rooms, states, head, blocks, [chunk_columns, first, last])
+        return
     for cut in blocks:
         cut["start"] += start
         block = {"cut": cut, "keys": []}
@@ -159,6 +162,63 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
     if call["own"]["suffixes"]:
         for t in range(len(rooms)):
             plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+
+
+def plan_rows(jobs, call, rooms, states, head, cuts, order):
+    """Append the jobs of one kv head whose context chunks have query rows on partitions.
+
+    As many blocks as stay in SBUF are met by one row tile after the other, some blocks a chunk:
+    where a call starts or ends one, elsewhere up to `unit_slots` of keys a partition. A tile's
+    suffixes come before its last chunk, so that only one tile's end is not hidden.
+    """
+    chunk_columns, first, last = order
+    blocks: list = []
+    resident: list = [[]]
+    held = 0
+    for cut in cuts:
+        if held > 0 and held + cut["slots"] > call["resident_slots"]:
+            resident.append([])
+            held = 0
+        resident[-1].append({"cut": cut, "keys": []})
+        held += cut["slots"]
+    for i in range(len(resident)):
+        blocks = resident[i]
+        for t in range(len(rooms)):
+            starts = first and i == 0 and t == 0
+            final = i + 1 == len(resident)
+            ends = last and final and t + 1 == len(rooms)
+            units = join_blocks(blocks, call["unit_slots"], starts, ends)
+            for j in range(len(units)):
+                if final and j + 1 == len(units) and len(rooms) > 1 and t > 0:
+                    plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+                states[t]["jobs"] += 1
+                jobs.append(
+                    {
+                        "context": True,
+                        "room": rooms[t],
+                        "state": states[t],
+                        "head": head,
+                        "blocks": units[j],
+                    }
+                )
+            if final and (len(rooms) == 1 or t == 0):
+                plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+
+
+def join_blocks(blocks, slots, starts, ends):
+    """Consecutive blocks in units of at most `slots`; single ones at the start or the end."""
+    units: list = []
+    held = 0
+    half = len(blocks) // 2
+    for i in range(len(blocks)):
+        size = blocks[i]["cut"]["slots"]
+        single = (starts and i <= half) or (ends and i >= half)
+        if len(units) == 0 or single or held + size > slots:
+            units.append([])
+            held = 0
+        units[-1].append(blocks[i])
+        held += size
+    return units
 
 
 def pitch_of(rows):

@@ -39,7 +39,10 @@ def chunk_constants(dtype, mask):
     nisa.memset(dst=minus, value=-1.0)
     ones = nl.ndarray((PARTITIONS, 1), dtype=dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
+    zero = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=zero, value=0.0)
     return {
+        "zero": zero,
         "identity": diagonal(grid, 1.0, dtype),
         "identity_fp32": diagonal(grid, 1.0, nl.float32),
         "identity_bf16": diagonal(grid, 1.0, nl.bfloat16),
@@ -192,19 +195,33 @@ def settle_max(chunk, state, scale, constants):
         moving=constants["identity_fp32"][0:parts, 0:parts],
         is_moving_onezero=True,
     )
+    top = next_top(across, state, constants)
     rounded = constants["minus"].dtype
-    found = nl.ndarray((rows, 1), dtype=rounded, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=found, op=nl.maximum, data=across, axis=1)
-    top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    fresh = len(state["top"]) == 0
-    if fresh:
-        nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)
-    else:
-        nisa.tensor_tensor(dst=top, data1=found, data2=state["top"][-1], op=nl.maximum)
     shift = nl.ndarray((rows, rows), dtype=rounded, buffer=nl.sbuf)  # top on a diagonal
     nisa.activation(
         dst=shift, op=nl.copy, data=constants["identity_bf16"][0:rows, 0:rows], scale=top
     )
+    chunk["shift"] = shift
+    take_top(chunk, top, across, state, scale)
+
+
+def next_top(found, state, constants):
+    """fp32 [rows, 1]: the state's maximum once `found` [rows, some] have joined it, rounded."""
+    rows = found.shape[0]
+    rounded = nl.ndarray((rows, 1), dtype=constants["minus"].dtype, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=rounded, op=nl.maximum, data=found, axis=1)
+    top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    if len(state["top"]) == 0:
+        nisa.tensor_scalar(dst=top, data=rounded, op0=nl.maximum, operand0=FLOOR)
+    else:
+        nisa.tensor_tensor(dst=top, data1=rounded, data2=state["top"][-1], op=nl.maximum)
+    return top
+
+
+def take_top(chunk, top, found, state, scale):
+    """Let `top` be the state's maximum, and chunk["decay"] what its old sums are multiplied by."""
+    rows = chunk["rows"]
+    fresh = len(state["top"]) == 0
     if not fresh:
         less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=top, op=nl.subtract)
@@ -213,7 +230,7 @@ def settle_max(chunk, state, scale, constants):
         chunk["decay"] = decay
     if state["exact"]:
         highest = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_reduce(dst=highest, op=nl.maximum, data=across, axis=1)
+        nisa.tensor_reduce(dst=highest, op=nl.maximum, data=found, axis=1)
         if fresh:
             nisa.tensor_scalar(dst=highest, data=highest, op0=nl.maximum, operand0=FLOOR)
         else:
@@ -222,7 +239,6 @@ def settle_max(chunk, state, scale, constants):
             )
         state["highest"].append(highest)
     state["top"].append(top)
-    chunk["shift"] = shift
     chunk["fresh"] = fresh
 
 

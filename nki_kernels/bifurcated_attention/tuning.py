@@ -22,6 +22,35 @@ QUERY_BYTES = 64 * 1024
 """The part of it for queries, states and masks; the rest holds loaded keys and values."""
 
 
+ROWS_FIRST = 96
+"""Query rows of a tile from which they may lie on partitions."""
+
+SHARED_ROWS = 4
+"""Rows that share a suffix from which that pays: with fewer, suffixes are most of a call."""
+
+ROWS_GEN2: dict[str, Any] = {
+    "row_chunks": True,
+    "block_slots": 16,
+    "ramp": 8,
+    "suffix_slots": 1,
+    "copy_share": 2,
+    "lag": 3,
+    "unit_slots": 16,
+    "resident_slots": 16,
+}
+ROWS_GEN3: dict[str, Any] = {
+    "row_chunks": True,
+    "block_slots": 16,
+    "ramp": 8,
+    "suffix_slots": 4,
+    "turn_share": 8,
+    "lag": 6,
+    "unit_slots": 32,
+    "resident_slots": 48,
+}
+"""What such a call takes instead of the rule below."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How one call is cut. Every field is an argument of the kernel.
@@ -41,6 +70,15 @@ class Schedule:
         ahead: chunks by which loads run ahead in program order.
         turns: PSUM banks of suffix keys that are transposed between two chunks.
         dma_turns: whether DMA transposes them instead (NeuronCore-v3 and later, 16-bit numbers).
+        row_chunks: whether chunks of the context have query rows on partitions (row_chunks.py). The
+            fields below are about them.
+        turn_share: of every 8 groups of 8 tiles of weights, those that DMA turns (as dma_turns).
+        copy_share: of every 8 groups that TensorE turns, those that VectorE copies out of PSUM;
+            ScalarE copies the others.
+        lag: chunks between the logits of one and its product with V, at least 2.
+        unit_slots: keys a partition that share one maximum. Changes the rounding.
+        resident_slots: of as many keys a partition the blocks stay in SBUF, where one row tile
+            after the other meets them.
     """
 
     heads_per_pass: int
@@ -54,6 +92,12 @@ class Schedule:
     ahead: int = 1
     turns: int = 4
     dma_turns: bool = False
+    row_chunks: bool = False
+    turn_share: int = 0
+    copy_share: int = 4
+    lag: int = 2
+    unit_slots: int = 32
+    resident_slots: int = 64
 
 
 def row_tiles(shape: Shape, tile_samples: int = 128) -> int:
@@ -143,7 +187,7 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
     per_head = (2 * d + wide) * element_bytes + 8
     tiles_per_pass = max(1, min(tiles, QUERY_BYTES // (state + masks + per_head)))
     heads = max(1, min(shape.g, (QUERY_BYTES // tiles_per_pass - state - masks) // per_head))
-    return Schedule(
+    plan = Schedule(
         heads_per_pass=heads,
         tiles_per_pass=tiles_per_pass,
         tile_samples=samples,
@@ -152,6 +196,30 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         ramp=min(ramp, block_slots),
         dma_turns=not gen2 and element_bytes == 2 and d <= 128,
     )
+    if rows >= ROWS_FIRST and per_slot >= SHARED_ROWS:
+        return rows_first(plan, shape, element_bytes, gen2, loaded - suffix)
+    return plan
+
+
+def rows_first(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool, free: int) -> Schedule:
+    """`plan` with query rows on partitions for the context, if that fits `free` bytes of SBUF."""
+    sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
+    key = (128 * -(-shape.d // 128) + shape.d) * element_bytes  # of K and V, a key a partition
+    if element_bytes == 4:
+        sizes |= {"turn_share": 0, "lag": 3}
+    while True:
+        unit = sizes["unit_slots"] * 128  # logits; weights and those turned, of a key
+        held = unit * 2 * (4 + element_bytes) + unit * (sizes["lag"] - 1) * element_bytes
+        if held + 2 * sizes["resident_slots"] * key <= free:
+            return replace(plan, **sizes)
+        if sizes["resident_slots"] > sizes["unit_slots"]:
+            sizes = sizes | {"resident_slots": sizes["resident_slots"] // 2}
+        elif sizes["unit_slots"] > 1:
+            half = sizes["unit_slots"] // 2
+            sizes = sizes | dict.fromkeys(("block_slots", "unit_slots", "resident_slots"), half)
+            sizes["ramp"] = min(sizes["ramp"], half)
+        else:
+            return plan
 
 
 def kernel_options(
@@ -175,6 +243,8 @@ def kernel_options(
     options: dict[str, Any] = {}
     if window is not None:
         options["window"] = window
+    if window is not None or softcap is not None or narrow:
+        plan = replace(plan, row_chunks=False)
     if softcap is not None:
         # Logits come back to PSUM once more: half as many at a time.
         plan = replace(plan, chunk_columns=min(plan.chunk_columns, 512))

@@ -1,0 +1,272 @@
+"""Chunks of the context with query rows on partitions: for row tiles that fill enough of them.
+
+Logits [rows, keys] take one pass of TensorE, and one of VectorE that copies them out of PSUM, masks
+them and finds every row's maximum. Their exponential is a single instruction a block, with the
+maximum as its bias and the sum of its results beside it; nothing is subtracted in PSUM, nor summed
+by TensorE. What it costs is turning the weights, by DMA or TensorE.
+
+The state is that of stages.py, so that both kinds of chunk may follow each other.
+
+Legal on NeuronCore-v2 and later and in NKI 0.2 to 0.7. Imports only `nki` and pieces under that
+rule.
+"""
+
+from __future__ import annotations
+
+import nki.isa as nisa
+import nki.language as nl
+
+from nki_kernels.attention_state.kernel import BANK, PARTITIONS
+from nki_kernels.bifurcated_attention.stages import next_top, take_top
+
+LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
+SPAN = 2 * BANK  # keys that one instruction copies out of PSUM
+GROUP = 8  # tiles of weights that are turned together
+
+
+def row_logits(call, job, shared, constants):
+    """First stage: q · K of some blocks in SBUF, dead keys masked, with the maxima of every row."""
+    rows = job["room"]["rows"]
+    queries = job["room"]["queries"][job["head"]]
+    count = 0
+    spans = []  # (block, first key in it, first column, keys)
+    for block in job["blocks"]:
+        keys = block["cut"]["parts"] * block["cut"]["slots"]
+        for at in range(0, keys, SPAN):
+            spans.append((block, at, count + at, min(SPAN, keys - at)))
+        count += keys
+    logits = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
+    tops = nl.ndarray((rows, len(spans)), dtype=nl.float32, buffer=nl.sbuf)
+    group = job["room"]["group"]
+    for j in range(len(spans)):
+        block, at, column, size = spans[j]
+        raw = nl.ndarray((rows, size), dtype=nl.float32, buffer=nl.psum)
+        for low in range(0, size, BANK):
+            high = min(low + BANK, size)
+            for i in range(len(queries)):
+                nisa.nc_matmul(
+                    dst=raw[:, low:high],
+                    stationary=queries[i],
+                    moving=block["keys"][i][:, at + low : at + high],
+                )
+        kept = logits[:, column : column + size]
+        top = tops[:, j : j + 1]
+        key = block["cut"]["start"] + at
+        if call["old"]:
+            mask_dead(raw, key, group, rows, shared, constants)
+            nisa.tensor_scalar_reduce(
+                dst=kept,
+                data=raw,
+                op0=nl.multiply,
+                operand0=1.0,
+                reduce_op=nl.maximum,
+                reduce_res=top,
+            )
+        else:
+            nisa.range_select(
+                dst=kept,
+                on_true_tile=raw,
+                comp_op0=nl.greater_equal,
+                comp_op1=nl.less,
+                bound0=constants["zero"][0:rows, :],
+                bound1=shared["context_len"][0:rows, group : group + 1],
+                range_start=key,
+                reduce_op=nl.maximum,
+                reduce_res=top,
+                reduce_cmd=nisa.reduce_cmd.reset_reduce,
+                on_false_value=LEAST,
+            )
+    job["chunk"] = {"rows": rows, "logits": logits, "tops": tops, "count": count}
+
+
+def mask_dead(raw, start, group, rows, shared, constants):
+    """MASK on top of logits [rows, keys] where keys from `start` on lie behind context_len.
+
+    Flags of 128 keys are a row of `dead_rows`; a product spreads it, times MASK, over all rows.
+    """
+    size = raw.shape[1]
+    per_tile = PARTITIONS * PARTITIONS
+    for at in range(0, size, PARTITIONS):
+        end = min(at + PARTITIONS, size)
+        tile = (start + at) // per_tile
+        dead = dead_rows(tile, group, shared, constants)
+        number = (start + at) % per_tile // PARTITIONS
+        nisa.nc_matmul(
+            dst=raw[:, at:end],
+            stationary=constants["mask_diagonal"].ap(
+                pattern=[[PARTITIONS, PARTITIONS], [0, rows]], offset=number
+            ),
+            moving=dead[:, 0 : end - at],
+        )
+
+
+def dead_rows(tile, group, shared, constants):
+    """bf16 [128, 128], 1 where key (128 · tile + partition) · 128 + column is not live."""
+    name = f"rows {tile} {group}"
+    if name in shared["dead"]:
+        return shared["dead"][name]
+    behind = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(  # context_len less the first key of each partition
+        dst=behind,
+        data=constants["partition"],
+        op0=nl.multiply,
+        operand0=-1.0 * PARTITIONS,
+        op1=nl.add,
+        operand1=shared["context_len"][:, group : group + 1],
+    )
+    dead = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=dead,
+        data=constants["column"],
+        op0=nl.add,
+        operand0=1.0 * tile * PARTITIONS * PARTITIONS,
+        op1=nl.greater_equal,
+        operand1=behind,
+    )
+    shared["dead"][name] = dead
+    return dead
+
+
+def settle_rows(job, scale, constants):
+    """Second stage: the maximum so far, and with it the exponential's bias."""
+    chunk = job["chunk"]
+    top = next_top(chunk["tops"], job["state"], constants)
+    bias = nl.ndarray((chunk["rows"], 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=bias, data=top, op0=nl.multiply, operand0=-1.0 * scale)
+    chunk["bias"] = bias
+    take_top(chunk, top, chunk["tops"], job["state"], scale)
+
+
+def weigh_rows(call, job, scale):
+    """Third stage: exponentials in the dtype of V, tile by tile, and their sum.
+
+    The DMA engines turn `turn_share` of every 8 groups of tiles, where they are whole.
+    """
+    chunk = job["chunk"]
+    rows = chunk["rows"]
+    count = chunk["count"]
+    dtype = call["q"].dtype
+    chunk["turned"] = []  # [keys, rows] a tile
+    chunk["groups"] = []  # those that TensorE is to turn
+    at = 0
+    for block in job["blocks"]:
+        slots = block["cut"]["slots"]
+        parts = block["cut"]["parts"]
+        weights = nl.ndarray((rows, parts * slots), dtype=dtype, buffer=nl.sbuf)
+        total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        dst = weights
+        data = chunk["logits"][:, at : at + parts * slots]
+        tiled = not call["old"]  # gen2 writes strides above 16 bytes at half rate
+        if tiled and slots > 1:
+            dst = weights.ap(pattern=[[parts * slots, rows], [1, parts], [parts, slots]], offset=0)
+            data = chunk["logits"].ap(
+                pattern=[[count, rows], [slots, parts], [1, slots]], offset=at
+            )
+        nisa.activation(
+            dst=dst,
+            op=nl.exp,
+            data=data,
+            bias=chunk["bias"],
+            scale=scale,
+            reduce_op=nl.add,
+            reduce_res=total,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce,
+        )
+        if at == 0:
+            chunk["total"] = total
+        else:
+            nisa.tensor_tensor(dst=chunk["total"], data1=chunk["total"], data2=total, op=nl.add)
+        for first in range(0, slots, GROUP):
+            tiles = min(GROUP, slots - first)
+            turned = nl.ndarray((parts, tiles, rows), dtype=dtype, buffer=nl.sbuf)
+            for i in range(tiles):
+                chunk["turned"].append(turned[:, i, :])
+            if by_dma(call, rows, parts):
+                nisa.dma_transpose(
+                    dst=turned,
+                    src=weights.ap(
+                        pattern=[[parts * slots, rows], [parts, tiles], [1, parts]],
+                        offset=first * parts,
+                    ),
+                    axes=(2, 1, 0),
+                )
+            else:
+                step = parts if tiled else 1
+                stride = 1 if tiled else slots
+                views = []
+                for i in range(first, first + tiles):
+                    views.append(
+                        weights.ap(
+                            pattern=[[parts * slots, rows], [stride, parts]], offset=i * step
+                        )
+                    )
+                chunk["groups"].append((views, turned))
+        at += parts * slots
+
+
+def by_dma(call, rows, parts):
+    """Whether the DMA engines turn the next group of tiles."""
+    share = call["turn_share"]
+    if share == 0 or parts < PARTITIONS or rows < PARTITIONS:
+        return False
+    at = call["turned_groups"]
+    call["turned_groups"] = at + 1
+    return (at + 1) * share // 8 > at * share // 8
+
+
+def turn_weights(call, job, constants):
+    """Bring weights to SBUF with keys on partitions where DMA has not, some tiles at once.
+
+    VectorE copies `copy_share` of every 8 groups out of PSUM, ScalarE the others.
+    """
+    rows = job["chunk"]["rows"]
+    dtype = nl.float32 if call["old"] else call["q"].dtype
+    for views, turned in job["chunk"]["groups"]:
+        raw = nl.ndarray(turned.shape, dtype=dtype, buffer=nl.psum)
+        for i in range(len(views)):
+            if call["old"]:
+                nisa.nc_matmul(
+                    dst=raw[:, i, :],
+                    stationary=views[i],
+                    moving=constants["identity"][0:rows, 0:rows],
+                    is_moving_onezero=True,
+                )
+            else:
+                nisa.nc_transpose(dst=raw[:, i, :], data=views[i], engine=nisa.engine.tensor)
+        at = call["copies"]
+        call["copies"] = at + 1
+        share = call["copy_share"]
+        if (at + 1) * share // 8 > at * share // 8:
+            nisa.tensor_copy(dst=turned, src=raw, engine=nisa.engine.vector)
+        else:
+            nisa.activation(dst=turned, op=nl.copy, data=raw)
+
+
+def fold_rows(job, product, d):
+    """Last stage: weights times values, added to the state with the sums."""
+    chunk = job["chunk"]
+    state = job["state"]
+    rows = chunk["rows"]
+    at = 0
+    for block in job["blocks"]:
+        for tile in range(block["cut"]["slots"]):
+            nisa.nc_matmul(
+                dst=product,
+                stationary=chunk["turned"][at],
+                moving=block["values"][:, tile * d : (tile + 1) * d],
+            )
+            at += 1
+    if chunk["fresh"]:
+        state["o"] = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=state["o"][:, 0:d], op=nl.copy, data=product)
+        nisa.activation(dst=state["o"][:, d : d + 1], op=nl.copy, data=chunk["total"])
+        return
+    for low, high, added in ((0, d, product), (d, d + 1, chunk["total"])):
+        nisa.scalar_tensor_tensor(
+            dst=state["o"][:, low:high],
+            data=state["o"][:, low:high],
+            op0=nl.multiply,
+            operand0=chunk["decay"],
+            op1=nl.add,
+            operand1=added,
+        )

@@ -1,0 +1,88 @@
+"""The decode kernel with query rows on partitions for its context, at every edge of that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.nki_kernels.cases import (
+    FEATURES,
+    POISON,
+    Case,
+    error,
+    largest_logit,
+    make,
+    oracle,
+    tolerance,
+)
+from tests.nki_kernels.holding import dead_slots_change_no_bit, hold, runner
+from tests.nki_kernels.running import BIFURCATED, bifurcated_options
+
+pytestmark = [
+    pytest.mark.sim,
+    # A read of memory that nothing wrote, or other advice of the simulator, is a failure here.
+    pytest.mark.filterwarnings("error"),
+]
+
+RUN = runner(BIFURCATED, bifurcated_options)
+SMALL: dict[str, Any] = {"row_chunks": True, "block_slots": 4, "ramp": 1, "lag": 3}
+"""Blocks of 128 to 512 keys."""
+TARGETS = ("trn1", "trn2")
+FULL = Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", gap=0)
+"""Row tiles of 128, so that DMA may turn their weights; the last block is no whole one."""
+
+
+def cut_at(arguments: dict[str, Any], length: int, poison: float) -> dict[str, Any]:
+    """The same call with `length` live keys of context, those behind it ±poison."""
+    k_ctx, v_ctx = arguments["k_ctx"].clone(), arguments["v_ctx"].clone()
+    k_ctx[:, :, length:] = poison
+    k_ctx[:, ::2, length:] *= -1
+    v_ctx[:, length:] = poison
+    context_len = torch.tensor([length], dtype=torch.int32)
+    return arguments | {"k_ctx": k_ctx, "v_ctx": v_ctx, "context_len": context_len}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", FEATURES, ids=str)
+def test_any_rows(case: Case, target: str) -> None:
+    hold(RUN, case, target, **SMALL)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 512, 513, 1024, 1279, 1280, 1281, 1300])
+def test_any_length(length: int, target: str, dtype: str) -> None:
+    """Lengths at the edges of partitions, tiles and blocks; dead keys change no bit."""
+    share = 8 if target == "trn2" and dtype == "bfloat16" else 0
+    full = make(replace(FULL, dtype=dtype))
+    results = []
+    for poison in (0.0, POISON):
+        arguments = cut_at(full, length, poison)
+        results.append(RUN(arguments, target, return_state=True, turn_share=share, **SMALL))
+    expected, _, _ = oracle(arguments)
+    assert error(results[1][0], expected) <= tolerance(expected, dtype, largest_logit(arguments))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", [FEATURES[1], FEATURES[5], FEATURES[13]], ids=str)
+def test_dead_slots_change_no_bit(case: Case, target: str) -> None:
+    dead_slots_change_no_bit(RUN, case, target, **SMALL)
+
+
+@pytest.mark.parametrize("lag", [2, 4, 7])
+def test_lag_changes_no_bit(lag: int) -> None:
+    """How late a chunk is folded is a matter of speed only."""
+    arguments = make(FULL)
+    expected = RUN(arguments, "trn2", **SMALL)
+    assert torch.equal(RUN(arguments, "trn2", **SMALL | {"lag": lag}), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_ten_thousand(dtype: str) -> None:
+    case = Case(m_c=700, m_d=9, b=20, h=4, g=1, d=64, logit_scale=3000.0, dtype=dtype)
+    for target in TARGETS:
+        hold(RUN, case, target, **SMALL)
