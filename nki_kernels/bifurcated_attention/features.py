@@ -20,14 +20,18 @@ from nki_kernels.attention_state.kernel import PARTITIONS, diagonal, offset_grid
 from nki_kernels.bifurcated_attention.stages import banks_of, group_logits, spread_lengths
 
 
+def name_dtypes(call):
+    """How the caches are stored; before anything is loaded."""
+    call["narrow"] = call["k_ctx"].dtype != call["q"].dtype
+    call["stored"] = nl.float8_e4m3 if call["narrow"] else call["q"].dtype
+
+
 def add_features(call, constants):
-    """What follows from a call's dtypes and options before anything is loaded."""
-    dtype = call["q"].dtype
-    narrow = call["k_ctx"].dtype != dtype
-    call["narrow"] = narrow
-    call["stored"] = nl.float8_e4m3 if narrow else dtype
-    constants["wide"] = dtype
-    constants["identity_stored"] = constants["identity_bf16"] if narrow else constants["identity"]
+    """What a call's dtypes and options add to its constants."""
+    constants["wide"] = call["q"].dtype
+    constants["identity_stored"] = constants["identity"]
+    if call["narrow"]:
+        constants["identity_stored"] = constants["identity_bf16"]
     if call["softcap"] > 0.0:
         grid = offset_grid(PARTITIONS, PARTITIONS)
         constants["cap"] = diagonal(grid, call["softcap"], nl.float32)

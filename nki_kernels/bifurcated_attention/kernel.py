@@ -23,6 +23,7 @@ from nki_kernels.bifurcated_attention.features import (
     bend_logits,
     factor_of,
     load_features,
+    name_dtypes,
     outside_window,
     stored,
     widened,
@@ -38,10 +39,11 @@ from nki_kernels.bifurcated_attention.row_chunks import (
     fold_rows,
     row_logits,
     settle_rows,
+    show_top,
     turn_weights,
     weigh_rows,
 )
-from nki_kernels.bifurcated_attention.rows import finish, load_queries
+from nki_kernels.bifurcated_attention.rows import finish, load_queries, turn_queries
 from nki_kernels.bifurcated_attention.stages import (
     add_columns,
     add_mask,
@@ -51,9 +53,10 @@ from nki_kernels.bifurcated_attention.stages import (
     chunk_constants,
     find_highest,
     group_logits,
+    in_fp32,
+    load_lengths,
     new_chunk,
     settle_max,
-    spread_lengths,
     tile_logits,
     tile_weights,
     weigh,
@@ -168,9 +171,7 @@ def bifurcated_attention_kernel(
         "old": nisa.get_nc_version() == nisa.nc_version.gen2,
     }
 
-    constants = chunk_constants(q.dtype, MASK)
-    constants["d"] = d
-    add_features(call, constants)
+    name_dtypes(call)
     call["core"] = nl.program_id(0)
     call["own"] = share_out(call, nl.program_id(0), nl.num_programs(0))
     passes = make_passes(call["own"], n, h // g, tile_samples, tiles_per_pass, heads_per_pass)
@@ -192,7 +193,7 @@ def bifurcated_attention_kernel(
                 number + 1 == len(passes) and i + 1 == heads,
             )
     if len(jobs) > 0:
-        run(call, jobs, ahead, turns, lag, constants)
+        run(call, jobs, ahead, turns, lag)
 
     if return_state:
         return stores[0], stores[1], stores[2]
@@ -202,7 +203,7 @@ def bifurcated_attention_kernel(
 # --- the pipeline
 
 
-def run(call, jobs, ahead, turns, lag, constants):
+def run(call, jobs, ahead, turns, lag):
     """Take every job through its stages, those of neighbours interleaved.
 
     Engines work in program order. So that none waits long, a step makes the logits of one job
@@ -211,16 +212,25 @@ def run(call, jobs, ahead, turns, lag, constants):
     """
     count = len(jobs)
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
-    if jobs[0]["context"]:
-        first = jobs[0]["blocks"][0] if call["row_chunks"] else jobs[0]["block"]
-        load_context(call, jobs[0], first)  # before anything that would keep DMA from it
-    shared["context_len"] = spread_lengths(call["context_len"])
-    shared["suffix_len"] = spread_lengths(call["suffix_len"])
-    load_features(call, shared)
     # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
+    constants = chunk_constants(call["q"].dtype, MASK)
+    constants["d"] = call["q"].shape[4]
+    constants["copy_share"] = call["copy_share"]
+    add_features(call, constants)
     for job in jobs:
         if not job["context"]:
             own_slots(shared, job["room"])
+    first = jobs[0]  # what it waits for, in the order in which it does
+    load_queries(call, first["room"])
+    if first["context"]:
+        load_keys(call, first, blocks_of(first)[0])
+    context_len = load_lengths(call["context_len"])
+    if first["context"]:
+        load_values(call, first, blocks_of(first)[0])
+    suffix_len = load_lengths(call["suffix_len"])
+    shared["context_len"] = in_fp32(context_len)
+    shared["suffix_len"] = in_fp32(suffix_len)
+    load_features(call, shared)
     for i in range(min(ahead, count)):
         prepare(call, jobs[i], shared, constants)
     for step in range(count + lag):
@@ -257,6 +267,7 @@ def settle(call, job, constants):
     if job_of_rows(call, job):
         settle_rows(job, scale, constants)
     else:
+        show_top(job["state"], constants)
         settle_max(job["chunk"], job["state"], scale, constants)
 
 
@@ -280,25 +291,25 @@ def turn_some(shared, turns, constants):
 def prepare(call, job, shared, constants):
     """Load what a job needs and no job before it has loaded."""
     room = job["room"]
-    if len(room["queries"]) == 0:
-        room["queries"] = load_queries(
-            call["q"],
-            room["group"],
-            room["tile"],
-            room["kv"],
-            room["heads"],
-            room["g"],
-            constants["identity"],
-        )
-    if job_of_rows(call, job):
-        for block in job["blocks"]:
-            load_context(call, job, block)
-    elif job["context"]:
-        load_context(call, job, job["block"])
-        if call["window"] == 0 and not call["row_chunks"]:
-            job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
-    else:
+    load_queries(call, room)
+    if not job["context"]:
         load_suffix(call, job, shared)
+    for block in blocks_of(job):
+        load_keys(call, job, block)
+        load_values(call, job, block)
+    if len(room["queries"]) == 0:
+        turn_queries(room, call["q"].shape[4], constants["identity"])
+    if job["context"] and call["window"] == 0 and not call["row_chunks"]:
+        job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
+
+
+def blocks_of(job):
+    """The blocks of the context that a job is about."""
+    if not job["context"]:
+        return []
+    if "blocks" in job:
+        return job["blocks"]
+    return [job["block"]]
 
 
 def make_logits(call, job, shared, constants):
@@ -333,37 +344,51 @@ def fold(call, job, constants):
         add_to_state(job["state"], job["chunk"], product)
     job["state"]["jobs"] -= 1
     if job["state"]["jobs"] == 0:
+        if call["with_sinks"] or call["own"]["joined"] or len(call["stores"]) > 1:
+            show_top(job["state"], constants)
         finish(call, job, d)
 
 
 # --- the context
 
 
-def load_context(call, job, block):
-    """K [d, keys] and V [128, keys a partition · d] of a block."""
+def load_keys(call, job, block):
+    """K of a block, [d, keys] by slices of d."""
     if len(block["keys"]) > 0:
         return
-    room = job["room"]
-    cut = block["cut"]
-    start = cut["start"]
-    slots = cut["slots"]
-    parts = cut["parts"]
+    at, kv, keys = place_of(call, job, block)
     k_ctx = call["k_ctx"]
     d = k_ctx.shape[1]
     width = k_ctx.shape[2]
-    at = room["group"] * (width // call["context_len"].shape[0]) + start
-    kv = room["kv"] + job["head"]
     for low, size in head_slices(d):
-        keys = nl.ndarray((size, parts * slots), dtype=call["stored"], buffer=nl.sbuf)
-        pattern = [[width, size], [1, parts * slots]]
-        nisa.dma_copy(dst=keys, src=stored(call, k_ctx, pattern, (kv * d + low) * width + at))
-        block["keys"].append(widened(call, keys))
+        tile = nl.ndarray((size, keys), dtype=call["stored"], buffer=nl.sbuf)
+        pattern = [[width, size], [1, keys]]
+        nisa.dma_copy(dst=tile, src=stored(call, k_ctx, pattern, (kv * d + low) * width + at))
+        block["keys"].append(widened(call, tile))
+
+
+def load_values(call, job, block):
+    """V of a block, [128, keys a partition · d]."""
+    if "values" in block:
+        return
+    at, kv, _ = place_of(call, job, block)
+    width, d = call["v_ctx"].shape[1:3]
+    slots = block["cut"]["slots"]
+    parts = block["cut"]["parts"]
     values = nl.ndarray((parts, slots * d), dtype=call["stored"], buffer=nl.sbuf)
     pattern = [[slots * d, parts], [1, slots * d]]
     nisa.dma_copy(
         dst=values, src=stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
     )
     block["values"] = widened(call, values)
+
+
+def place_of(call, job, block):
+    """Where a block starts in the caches' slots, of which kv head it is, and its keys."""
+    cut = block["cut"]
+    slots = call["k_ctx"].shape[2] // call["context_len"].shape[0]
+    at = job["room"]["group"] * slots + cut["start"]
+    return at, job["room"]["kv"] + job["head"], cut["parts"] * cut["slots"]
 
 
 def dead_keys(group, cut, shared, constants):

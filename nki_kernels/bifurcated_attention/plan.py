@@ -98,6 +98,7 @@ def new_room(group, tile, kv, heads, g, sizes):
         "g": g,
         "sizes": sizes,
         "rows": tile_rows(tile),
+        "loaded": [],  # queries, rows on partitions
         "queries": [],  # SBUF views [up to 128 of d, rows] a kv head, once loaded
         "sinks": [],
         "dead": [],  # masks of the suffix chunks, made for the first head
@@ -148,14 +149,25 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
     block_slots, ramp, chunk_columns = sizes
     start, end = call["own"]["slots"]
     blocks = context_blocks(end - start, block_slots, ramp, first, last)
+    for cut in blocks:
+        cut["start"] += start
     states = []
     for _ in rooms:
-        states.append({"top": [], "highest": [], "exact": len(call["stores"]) > 1, "jobs": 0})
+        states.append(
+            {
+                "top": [],  # maxima as logits are shifted by them, unscaled
+                "highest": [],  # exact ones, where they are to be returned
+                "exact": len(call["stores"]) > 1,
+                "jobs": 0,
+                "bias": [],  # row_chunks.py
+                "found": [],
+                "units": 0,
+            }
+        )
     if call["row_chunks"]:
         plan_rows(jobs, call, rooms, states, head, blocks, [chunk_columns, first, last])
         return
     for cut in blocks:
-        cut["start"] += start
         block = {"cut": cut, "keys": []}
         for t in range(len(rooms)):
             plan_block(jobs, rooms[t], states[t], head, block, chunk_columns)
@@ -169,10 +181,9 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
 
     As many blocks as stay in SBUF are met by one row tile after the other, some blocks a chunk:
     where a call starts or ends one, elsewhere up to `unit_slots` of keys a partition. A tile's
-    suffixes come before its last chunk, so that only one tile's end is not hidden.
+    suffixes follow at once, so that only the last tile's end is not hidden.
     """
     chunk_columns, first, last = order
-    blocks: list = []
     resident: list = [[]]
     held = 0
     for cut in cuts:
@@ -189,8 +200,6 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
             ends = last and final and t + 1 == len(rooms)
             units = join_blocks(blocks, call["unit_slots"], starts, ends)
             for j in range(len(units)):
-                if final and j + 1 == len(units) and len(rooms) > 1 and t > 0:
-                    plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
                 states[t]["jobs"] += 1
                 jobs.append(
                     {
@@ -201,7 +210,7 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
                         "blocks": units[j],
                     }
                 )
-            if final and (len(rooms) == 1 or t == 0):
+            if final and call["own"]["suffixes"]:
                 plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, PARTITIONS
-from nki_kernels.bifurcated_attention.stages import next_top, take_top
+from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS
+from nki_kernels.bifurcated_attention.stages import join_highest, next_top
 
 LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
 SPAN = 2 * BANK  # keys that one instruction copies out of PSUM
@@ -128,13 +128,57 @@ def dead_rows(tile, group, shared, constants):
 
 
 def settle_rows(job, scale, constants):
-    """Second stage: the maximum so far, and with it the exponential's bias."""
+    """Second stage: the exponential's bias, -scale · the maximum so far, and how the state decays.
+
+    The maximum is rounded as that of other chunks is, but not written down: see `show_top`.
+    """
     chunk = job["chunk"]
-    top = next_top(chunk["tops"], job["state"], constants)
-    bias = nl.ndarray((chunk["rows"], 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=bias, data=top, op0=nl.multiply, operand0=-1.0 * scale)
+    state = job["state"]
+    rows = chunk["rows"]
+    if len(state["found"]) == 0:
+        shape = (rows, state["jobs"] + 1)
+        state["found"].append(nl.ndarray(shape, dtype=constants["minus"].dtype, buffer=nl.sbuf))
+    at = state["units"]
+    found = state["found"][0][:, at : at + 1]
+    nisa.tensor_reduce(dst=found, op=nl.maximum, data=chunk["tops"], axis=1)
+    bias = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    fresh = len(state["top"]) + len(state["bias"]) == 0
+    if fresh:
+        nisa.tensor_scalar(
+            dst=bias,
+            data=found,
+            op0=nl.multiply,
+            operand0=-scale,
+            op1=nl.minimum,
+            operand1=-scale * FLOOR,
+        )
+    else:
+        if len(state["bias"]) == 0:
+            before = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar(dst=before, data=state["top"][-1], op0=nl.multiply, operand0=-scale)
+            state["bias"].append(before)
+        before = state["bias"][-1]
+        nisa.scalar_tensor_tensor(
+            dst=bias, data=found, op0=nl.multiply, operand0=-scale, op1=nl.minimum, operand1=before
+        )
+        chunk["decay"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=chunk["decay"], op=nl.exp, data=before, bias=bias, scale=-1.0)
+    if state["exact"]:
+        join_highest(chunk["tops"], state)
+    chunk["fresh"] = fresh
     chunk["bias"] = bias
-    take_top(chunk, top, chunk["tops"], job["state"], scale)
+    state["bias"].append(bias)
+    state["units"] = at + 1
+
+
+def show_top(state, constants):
+    """Bring state["top"] up to the chunks that `settle_rows` has seen since, for other chunks."""
+    if len(state["bias"]) == 0:
+        return
+    found = state["found"].pop()
+    state["top"].append(next_top(found[:, 0 : state["units"]], state, constants))
+    state["bias"] = []
+    state["units"] = 0
 
 
 def weigh_rows(call, job, scale):
@@ -175,7 +219,7 @@ def weigh_rows(call, job, scale):
         if at == 0:
             chunk["total"] = total
         else:
-            nisa.tensor_tensor(dst=chunk["total"], data1=chunk["total"], data2=total, op=nl.add)
+            nisa.activation(dst=chunk["total"], op=nl.copy, data=chunk["total"], bias=total)
         for first in range(0, slots, GROUP):
             tiles = min(GROUP, slots - first)
             turned = nl.ndarray((parts, tiles, rows), dtype=dtype, buffer=nl.sbuf)
@@ -261,12 +305,13 @@ def fold_rows(job, product, d):
         nisa.activation(dst=state["o"][:, 0:d], op=nl.copy, data=product)
         nisa.activation(dst=state["o"][:, d : d + 1], op=nl.copy, data=chunk["total"])
         return
-    for low, high, added in ((0, d, product), (d, d + 1, chunk["total"])):
-        nisa.scalar_tensor_tensor(
-            dst=state["o"][:, low:high],
-            data=state["o"][:, low:high],
-            op0=nl.multiply,
-            operand0=chunk["decay"],
-            op1=nl.add,
-            operand1=added,
-        )
+    nisa.scalar_tensor_tensor(
+        dst=state["o"][:, 0:d],
+        data=state["o"][:, 0:d],
+        op0=nl.multiply,
+        operand0=chunk["decay"],
+        op1=nl.add,
+        operand1=product,
+    )
+    total = state["o"][:, d : d + 1]
+    nisa.activation(dst=total, op=nl.copy, data=total, scale=chunk["decay"], bias=chunk["total"])

@@ -16,7 +16,6 @@ from nki_kernels.bifurcated_attention.features import (
     join_sink,
     scale_values,
 )
-from nki_kernels.bifurcated_attention.plan import tile_rows
 
 
 def row_pattern(tile, group, kv, heads, r, n, h, g, width):
@@ -33,19 +32,30 @@ def row_pattern(tile, group, kv, heads, r, n, h, g, width):
     return pattern, offset
 
 
-def load_queries(q, group, tile, kv, heads, g, identity):
-    """The tile's queries with d on partitions: for each kv head SBUF views [up to 128 of d, R]."""
+def load_queries(call, room):
+    """Bring a tile's queries of all heads of a pass to SBUF, rows on partitions."""
+    if len(room["loaded"]) > 0:
+        return
+    q = call["q"]
     _, r, n, h, d = q.shape
-    rows = tile_rows(tile)
-    pattern, offset = row_pattern(tile, group, kv, heads, r, n, h, g, d)
-    loaded = nl.ndarray((rows, heads * d), dtype=q.dtype, buffer=nl.sbuf)
+    heads = room["heads"]
+    pattern, offset = row_pattern(
+        room["tile"], room["group"], room["kv"], heads, r, n, h, room["g"], d
+    )
+    loaded = nl.ndarray((room["rows"], heads * d), dtype=q.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
-    turned: list = []
+    room["loaded"].append(loaded)
+
+
+def turn_queries(room, d, identity):
+    """Turn them: room["queries"] has for each kv head SBUF views [up to 128 of d, rows]."""
+    rows = room["rows"]
+    loaded = room["loaded"][0]
     together = BANK // rows  # heads whose transposes share a PSUM bank
-    for i in range(0, heads, together):
-        count = min(together, heads - i)
+    for i in range(0, room["heads"], together):
+        count = min(together, room["heads"] - i)
         for _ in range(count):
-            turned.append([])
+            room["queries"].append([])
         for low, size in head_slices(d):
             chunks = []
             for j in range(count):
@@ -53,8 +63,7 @@ def load_queries(q, group, tile, kv, heads, g, identity):
                 chunks.append(loaded[:, at : at + size])
             columns = transpose_rows(chunks, identity)
             for j in range(count):
-                turned[i + j].append(columns[:, j * rows : (j + 1) * rows])
-    return turned
+                room["queries"][i + j].append(columns[:, j * rows : (j + 1) * rows])
 
 
 def finish(call, job, d):

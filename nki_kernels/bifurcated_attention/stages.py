@@ -54,16 +54,26 @@ def chunk_constants(dtype, mask):
     }
 
 
-def spread_lengths(lengths):
-    """All numbers of an int32 tensor in HBM on every partition, fp32; exact below 2^24."""
+def load_lengths(lengths):
+    """All numbers of an int32 tensor in HBM on every partition."""
     count = 1
     for size in lengths.shape:
         count = count * size
     raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
     nisa.dma_copy(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
-    spread = nl.ndarray((PARTITIONS, count), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=spread, src=raw)
-    return spread
+    return raw
+
+
+def spread_lengths(lengths):
+    """The same in fp32; exact below 2^24."""
+    return in_fp32(load_lengths(lengths))
+
+
+def in_fp32(raw):
+    """An SBUF tile in fp32."""
+    wide = nl.ndarray(raw.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=wide, src=raw)
+    return wide
 
 
 def new_chunk(rows, tiles, parts):
@@ -229,17 +239,20 @@ def take_top(chunk, top, found, state, scale):
         nisa.activation(dst=decay, op=nl.exp, data=less, scale=scale)
         chunk["decay"] = decay
     if state["exact"]:
-        highest = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_reduce(dst=highest, op=nl.maximum, data=found, axis=1)
-        if fresh:
-            nisa.tensor_scalar(dst=highest, data=highest, op0=nl.maximum, operand0=FLOOR)
-        else:
-            nisa.tensor_tensor(
-                dst=highest, data1=highest, data2=state["highest"][-1], op=nl.maximum
-            )
-        state["highest"].append(highest)
+        join_highest(found, state)
     state["top"].append(top)
     chunk["fresh"] = fresh
+
+
+def join_highest(found, state):
+    """Let maxima [rows, some] join the exact maximum of a state."""
+    highest = nl.ndarray((found.shape[0], 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=highest, op=nl.maximum, data=found, axis=1)
+    if len(state["highest"]) == 0:
+        nisa.tensor_scalar(dst=highest, data=highest, op0=nl.maximum, operand0=FLOOR)
+    else:
+        nisa.tensor_tensor(dst=highest, data1=highest, data2=state["highest"][-1], op=nl.maximum)
+    state["highest"].append(highest)
 
 
 def weigh(chunk, scale, dtype, constants):

@@ -87,7 +87,7 @@ def load_suffix(call, job, shared):
 def turn_keys(job, batches, constants):
     """Transpose K of up to `batches` times as many tiles as fill a PSUM bank.
 
-    VectorE and ScalarE take turns in moving them back to SBUF.
+    VectorE and ScalarE share in moving them back to SBUF.
     """
     sizes = job["room"]["sizes"]
     parts = sizes["parts"]
@@ -112,11 +112,17 @@ def turn_keys(job, batches, constants):
                         is_moving_onezero=True,
                     )
                     job["keys"][first + i].append(keys[:, i * parts : (i + 1) * parts])
-                if first // count % 2 == 0:
+                if copied_by_vector(constants, first // count):
                     nisa.tensor_copy(dst=keys, src=turned)
                 else:
                     nisa.activation(dst=keys, op=nl.copy, data=turned)
             job["turned"] = first + count
+
+
+def copied_by_vector(constants, at):
+    """Whether VectorE makes copy number `at` of turned tiles: `copy_share` of every 8."""
+    share = constants["copy_share"]
+    return (at + 1) * share // 8 > at * share // 8
 
 
 def dead_slots(call, job, shared):

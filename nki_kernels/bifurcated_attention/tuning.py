@@ -25,14 +25,22 @@ QUERY_BYTES = 64 * 1024
 ROWS_FIRST = 96
 """Query rows of a tile from which they may lie on partitions."""
 
+HALF_ROWS = 64
+"""Rows from which NeuronCore-v3 waits for a chunk's weights unless it is folded a step later."""
+
 SHARED_ROWS = 4
 """Rows that share a suffix from which that pays: with fewer, suffixes are most of a call."""
+
+MANY_ROWS = 8
+"""Rows a suffix from which NeuronCore-v3 takes shorter runs of it: DMA has time for them."""
 
 ROWS_GEN2: dict[str, Any] = {
     "row_chunks": True,
     "block_slots": 16,
     "ramp": 8,
     "suffix_slots": 1,
+    "ahead": 2,
+    "turns": 8,
     "copy_share": 2,
     "lag": 3,
     "unit_slots": 16,
@@ -44,11 +52,15 @@ ROWS_GEN3: dict[str, Any] = {
     "ramp": 8,
     "suffix_slots": 4,
     "turn_share": 8,
-    "lag": 6,
+    "lag": 5,
     "unit_slots": 32,
     "resident_slots": 48,
 }
-"""What such a call takes instead of the rule below."""
+"""What such a call takes instead of the rule below, with more than one row tile."""
+
+ONE_TILE_GEN2 = {"block_slots": 12, "ramp": 4, "ahead": 0, "turns": 4, "copy_share": 3, "lag": 4}
+ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "turn_share": 6, "lag": 3}
+"""And with one: there DMA is the limit, and the end of the call is not hidden."""
 
 
 @dataclass(frozen=True)
@@ -197,20 +209,32 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         dma_turns=not gen2 and element_bytes == 2 and d <= 128,
     )
     if rows >= ROWS_FIRST and per_slot >= SHARED_ROWS:
-        return rows_first(plan, shape, element_bytes, gen2, loaded - suffix)
+        queries = tiles_per_pass * (state + masks + heads * per_head)
+        return rows_first(plan, shape, element_bytes, gen2, total - queries - 2 * suffix)
+    if not gen2 and rows >= HALF_ROWS:
+        if shape.G * shape.g > 1:
+            return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
+        if per_slot >= SHARED_ROWS:
+            sizes = replace(plan, block_slots=min(8, block_slots), suffix_slots=1, lag=3)
+            return replace(sizes, ramp=min(ramp, sizes.block_slots))
     return plan
 
 
 def rows_first(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool, free: int) -> Schedule:
     """`plan` with query rows on partitions for the context, if that fits `free` bytes of SBUF."""
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
+    if row_tiles(shape, plan.tile_samples) * shape.G == 1:
+        sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
     key = (128 * -(-shape.d // 128) + shape.d) * element_bytes  # of K and V, a key a partition
+    if not gen2 and shape.n * shape.p < MANY_ROWS:
+        sizes = sizes | {"suffix_slots": 8, "turn_share": min(7, sizes["turn_share"])}
     if element_bytes == 4:
-        sizes |= {"turn_share": 0, "lag": 3}
+        sizes = sizes | {"turn_share": 0, "lag": 3}
     while True:
         unit = sizes["unit_slots"] * 128  # logits; weights and those turned, of a key
         held = unit * 2 * (4 + element_bytes) + unit * (sizes["lag"] - 1) * element_bytes
-        if held + 2 * sizes["resident_slots"] * key <= free:
+        blocks = min(2 * sizes["resident_slots"], shape.G * shape.g * -(-shape.S_ctx // 128))
+        if held + blocks * key <= free:
             return replace(plan, **sizes)
         if sizes["resident_slots"] > sizes["unit_slots"]:
             sizes = sizes | {"resident_slots": sizes["resident_slots"] // 2}
