@@ -237,14 +237,13 @@ def run(call, jobs, ahead, turns, lag):
         if step + ahead < count:
             prepare(call, jobs[step + ahead], shared, constants)
         settled = step >= 1 and step <= count
-        if settled and job_of_rows(call, jobs[step - 1]):
+        if settled:
             settle(call, jobs[step - 1], constants)
+        if settled and job_of_rows(call, jobs[step - 1]):
             weigh_job(call, jobs[step - 1], constants)
             settled = False
         if step < count:
             make_logits(call, jobs[step], shared, constants)
-        if settled:
-            settle(call, jobs[step - 1], constants)
         if step < count and not job_of_rows(call, jobs[step]):
             find_highest(jobs[step]["chunk"])
         turn_some(shared, turns, constants)

@@ -171,12 +171,20 @@ def own_slots(shared, room):
     tiles = min(sizes["step"], sizes["slots"])
     together = sizes["together"]
     blocks = sizes["blocks"]
-    first = nl.ndarray((parts, tiles * samples), dtype=nl.float32, buffer=nl.sbuf)
-    pattern = [[1, tiles], [0, blocks], [-sizes["S_dec"], together]]
+    first = nl.ndarray((parts, tiles * together), dtype=nl.float32, buffer=nl.sbuf)  # of a block
+    pattern = [[1, tiles], [-sizes["S_dec"], together]]
     nisa.iota(dst=first, pattern=pattern, offset=0, channel_multiplier=sizes["slots"])
+    own = first.ap(
+        pattern=[[tiles * together, parts], [together, tiles], [0, blocks], [1, together]], offset=0
+    )
     mine = nl.ndarray((parts, tiles * samples), dtype=nl.float32, buffer=nl.sbuf)
     nisa.scalar_tensor_tensor(
-        dst=mine, data=first, op0=nl.multiply, operand0=-FAR, op1=nl.maximum, operand1=first
+        dst=mine.reshape((parts, tiles, blocks, together)),
+        data=own,
+        op0=nl.multiply,
+        operand0=-FAR,
+        op1=nl.maximum,
+        operand1=own,
     )
     slot = mine
     if sizes["n"] > 1:

@@ -22,6 +22,9 @@ QUERY_BYTES = 64 * 1024
 """The part of it for queries, states and masks; the rest holds loaded keys and values."""
 
 
+LONG_LAG_ROWS = 64
+"""Query rows of a tile from which chunks are long enough that a fold may wait a chunk more."""
+
 ROWS_FIRST = 96
 """Query rows of a tile from which they may lie on partitions."""
 
@@ -207,6 +210,7 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         suffix_tiles=suffix_tiles,
         ramp=min(ramp, block_slots),
         dma_turns=not gen2 and element_bytes == 2 and d <= 128,
+        lag=3 if rows >= LONG_LAG_ROWS or shape.G * shape.g == 1 else 2,
     )
     if rows >= ROWS_FIRST and per_slot >= SHARED_ROWS:
         queries = tiles_per_pass * (state + masks + heads * per_head)
