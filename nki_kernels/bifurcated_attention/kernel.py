@@ -104,6 +104,7 @@ def bifurcated_attention_kernel(
     ahead=1,
     turns=4,
     dma_turns=False,
+    late_suffixes=False,
     row_chunks=False,
     turn_share=0,
     copy_share=4,
@@ -152,6 +153,8 @@ def bifurcated_attention_kernel(
         "scale": scale,
         "stores": stores,
         "dma_turns": dma_turns,
+        "late_suffixes": late_suffixes,
+        "late": [],
         "query_position": query_position,
         "sinks": sinks,
         "k_scale": k_scale,
@@ -192,6 +195,10 @@ def bifurcated_attention_kernel(
                 number + i == 0,
                 number + 1 == len(passes) and i + 1 == heads,
             )
+    if len(call["late"]) > 0:
+        for _ in range(lag):  # nothing is to wait behind loads that come last
+            jobs.append({})
+        jobs.extend(call["late"])
     if len(jobs) > 0:
         run(call, jobs, ahead, turns, lag)
 
@@ -206,9 +213,10 @@ def bifurcated_attention_kernel(
 def run(call, jobs, ahead, turns, lag):
     """Take every job through its stages, those of neighbours interleaved.
 
-    Engines work in program order. So that none waits long, a step makes the logits of one job
-    while the one before it settles its maxima and is weighed, and the one `lag` before it is
-    folded; loads are `ahead` jobs early.
+    Engines work about in the order of the program. A step settles the maxima of the job before it,
+    makes its own logits, folds the job `lag` before it and weighs the one before it; loads are
+    `ahead` jobs early. The few turned maxima go before the long search for the next ones, and a
+    fold leaves exponentials the time of a step. An empty job is a step that makes nothing new.
     """
     count = len(jobs)
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
@@ -218,7 +226,7 @@ def run(call, jobs, ahead, turns, lag):
     constants["copy_share"] = call["copy_share"]
     add_features(call, constants)
     for job in jobs:
-        if not job["context"]:
+        if len(job) > 0 and not job["context"]:
             own_slots(shared, job["room"])
     first = jobs[0]  # what it waits for, in the order in which it does
     load_queries(call, first["room"])
@@ -234,34 +242,40 @@ def run(call, jobs, ahead, turns, lag):
     for i in range(min(ahead, count)):
         prepare(call, jobs[i], shared, constants)
     for step in range(count + lag):
-        if step + ahead < count:
-            prepare(call, jobs[step + ahead], shared, constants)
-        settled = step >= 1 and step <= count
-        if settled:
-            settle(call, jobs[step - 1], constants)
-        if settled and job_of_rows(call, jobs[step - 1]):
-            weigh_job(call, jobs[step - 1], constants)
-            settled = False
-        if step < count:
-            make_logits(call, jobs[step], shared, constants)
-        if step < count and not job_of_rows(call, jobs[step]):
-            find_highest(jobs[step]["chunk"])
+        prepare(call, job_at(jobs, step + ahead), shared, constants)
+        job = job_at(jobs, step)
+        before = job_at(jobs, step - 1)
+        turning = job_at(jobs, step - 2)
+        settle(call, before, constants)
+        if job_of_rows(call, before):
+            weigh_job(call, before, constants)
+        make_logits(call, job, shared, constants)
+        if len(job) > 0 and not job_of_rows(call, job):
+            find_highest(job["chunk"])
         turn_some(shared, turns, constants)
-        if step >= 2 and step < count + 2 and job_of_rows(call, jobs[step - 2]):
-            turn_weights(call, jobs[step - 2], constants)
-        if step >= lag:
-            fold(call, jobs[step - lag], constants)
-        if settled:
-            weigh_job(call, jobs[step - 1], constants)
+        if job_of_rows(call, turning):
+            turn_weights(call, turning, constants)
+        fold(call, job_at(jobs, step - lag), constants)
+        if not job_of_rows(call, before):
+            weigh_job(call, before, constants)
+
+
+def job_at(jobs, step):
+    """The job that a step makes, an empty one before the first and after the last."""
+    if step >= 0 and step < len(jobs):
+        return jobs[step]
+    return {}
 
 
 def job_of_rows(call, job):
     """Whether a job has its query rows on partitions."""
-    return job["context"] and call["row_chunks"]
+    return len(job) > 0 and job["context"] and call["row_chunks"]
 
 
 def settle(call, job, constants):
     """Second stage: the maximum so far."""
+    if len(job) == 0:
+        return
     scale = factor_of(call, job, job["room"]["rows"])
     if job_of_rows(call, job):
         settle_rows(job, scale, constants)
@@ -272,6 +286,8 @@ def settle(call, job, constants):
 
 def weigh_job(call, job, constants):
     """Third stage: weights."""
+    if len(job) == 0:
+        return
     if job_of_rows(call, job):
         weigh_rows(call, job, factor_of(call, job, job["room"]["rows"]))
     else:
@@ -289,6 +305,8 @@ def turn_some(shared, turns, constants):
 
 def prepare(call, job, shared, constants):
     """Load what a job needs and no job before it has loaded."""
+    if len(job) == 0:
+        return
     room = job["room"]
     load_queries(call, room)
     if not job["context"]:
@@ -313,6 +331,8 @@ def blocks_of(job):
 
 def make_logits(call, job, shared, constants):
     """First stage: masked logits of a chunk."""
+    if len(job) == 0:
+        return
     room = job["room"]
     if job_of_rows(call, job):
         row_logits(call, job, shared, constants)
@@ -329,6 +349,8 @@ def make_logits(call, job, shared, constants):
 
 def fold(call, job, constants):
     """Last stage: weights meet values, and the state takes the result; the last one is stored."""
+    if len(job) == 0:
+        return
     rows = job["room"]["rows"]
     d = call["q"].shape[4]
     if job_of_rows(call, job):

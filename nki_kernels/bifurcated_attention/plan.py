@@ -145,6 +145,7 @@ def context_blocks(slots, block_slots, ramp, first, last):
 def plan_head(jobs, call, rooms, head, sizes, first, last):
     """Append the jobs of one kv head: its context block by block, so that each is loaded once, then
     the row tiles' suffixes, whose loads outlast their compute and are hidden behind the context's.
+    With `late_suffixes` those of the head before come there, and these wait in call["late"].
     """
     block_slots, ramp, chunk_columns = sizes
     start, end = call["own"]["slots"]
@@ -171,9 +172,14 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
         block = {"cut": cut, "keys": []}
         for t in range(len(rooms)):
             plan_block(jobs, rooms[t], states[t], head, block, chunk_columns)
+    jobs.extend(call["late"])
+    call["late"] = []
+    suffixes = jobs
+    if call["late_suffixes"]:
+        suffixes = call["late"]
     if call["own"]["suffixes"]:
         for t in range(len(rooms)):
-            plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+            plan_suffix(suffixes, rooms[t], states[t], head, chunk_columns)
 
 
 def plan_rows(jobs, call, rooms, states, head, cuts, order):

@@ -29,7 +29,7 @@ from nki_kernels.bifurcated_attention.stages import (
     tile_weights,
 )
 
-VALUE_PIECES = 4
+VALUE_PIECES = 8
 FAR = 1.0e9  # beyond every suffix length: the slot of another sample
 
 

@@ -22,8 +22,8 @@ QUERY_BYTES = 64 * 1024
 """The part of it for queries, states and masks; the rest holds loaded keys and values."""
 
 
-LONG_LAG_ROWS = 64
-"""Query rows of a tile from which chunks are long enough that a fold may wait a chunk more."""
+LONG_CHUNK_ROWS = 64
+"""Query rows of a tile from which a fold that waits a chunk more ends no later."""
 
 ROWS_FIRST = 96
 """Query rows of a tile from which they may lie on partitions."""
@@ -85,6 +85,8 @@ class Schedule:
         ahead: chunks by which loads run ahead in program order.
         turns: PSUM banks of suffix keys that are transposed between two chunks.
         dma_turns: whether DMA transposes them instead (NeuronCore-v3 and later, 16-bit numbers).
+        late_suffixes: whether a kv head's suffixes come behind the context of the next head, so
+            that the last loads of a call find everything else computed.
         row_chunks: whether chunks of the context have query rows on partitions (row_chunks.py). The
             fields below are about them.
         turn_share: of every 8 groups of 8 tiles of weights, those that DMA turns (as dma_turns).
@@ -107,6 +109,7 @@ class Schedule:
     ahead: int = 1
     turns: int = 4
     dma_turns: bool = False
+    late_suffixes: bool = False
     row_chunks: bool = False
     turn_share: int = 0
     copy_share: int = 4
@@ -197,6 +200,9 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
             break
         block_slots //= 2
 
+    one_load = shape.S_dec // packing(shape.S_dec, 1)[0] <= suffix_tiles
+    long_chunks = rows >= LONG_CHUNK_ROWS or shape.G * shape.g == 1
+
     state = 2 * (d + 1) * 4 + 64
     masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
     per_head = (2 * d + wide) * element_bytes + 8
@@ -210,7 +216,8 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         suffix_tiles=suffix_tiles,
         ramp=min(ramp, block_slots),
         dma_turns=not gen2 and element_bytes == 2 and d <= 128,
-        lag=3 if rows >= LONG_LAG_ROWS or shape.G * shape.g == 1 else 2,
+        lag=3 if one_load and long_chunks else 2,
+        late_suffixes=one_load and not gen2 and rows == 128 and 2 * suffix <= loaded,
     )
     if rows >= ROWS_FIRST and per_slot >= SHARED_ROWS:
         queries = tiles_per_pass * (state + masks + heads * per_head)

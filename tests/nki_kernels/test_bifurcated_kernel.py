@@ -126,10 +126,13 @@ def test_rows_without_keys() -> None:
         {"tiles_per_pass": 2},
         {"heads_per_pass": 2, "tiles_per_pass": 3, "ahead": 1},
         {"ahead": 5},
+        {"lag": 3, "ahead": 2},
+        {"late_suffixes": True},
+        {"late_suffixes": True, "lag": 4, "heads_per_pass": 2, "tiles_per_pass": 2},
     ],
 )
 def test_schedule_changes_no_bit(sizes: dict[str, int]) -> None:
-    """What shares a pass and how early loads start are matters of speed only."""
+    """What shares a pass, and when a job is loaded and folded, are matters of speed only."""
     case = Case(m_c=600, m_d=3, b=140, h=6, g=3, d=32)
     arguments = make(case)
     expected = simulate(BIFURCATED, arguments, heads_per_pass=3, tiles_per_pass=1)
