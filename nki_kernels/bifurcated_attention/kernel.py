@@ -195,10 +195,10 @@ def bifurcated_attention_kernel(
                 number + i == 0,
                 number + 1 == len(passes) and i + 1 == heads,
             )
-    if len(call["late"]) > 0:
+    if len(call["late"]) > 0 and len(jobs) > 0:
         for _ in range(lag):  # nothing is to wait behind loads that come last
             jobs.append({})
-        jobs.extend(call["late"])
+    jobs.extend(call["late"])
     if len(jobs) > 0:
         run(call, jobs, ahead, turns, lag)
 
