@@ -17,6 +17,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS
+from nki_kernels.bifurcated_attention.plan import pitch_of
 from nki_kernels.bifurcated_attention.stages import join_highest, next_top
 
 LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
@@ -266,7 +267,9 @@ def turn_weights(call, job, constants):
     rows = job["chunk"]["rows"]
     dtype = nl.float32 if call["old"] else call["q"].dtype
     for views, turned in job["chunk"]["groups"]:
-        raw = nl.ndarray(turned.shape, dtype=dtype, buffer=nl.psum)
+        # Tiles a power of two apart, so that none crosses from one PSUM bank into the next.
+        held = (turned.shape[0], turned.shape[1], pitch_of(rows))
+        raw = nl.ndarray(held, dtype=dtype, buffer=nl.psum)[:, :, 0:rows]
         for i in range(len(views)):
             if call["old"]:
                 nisa.nc_matmul(
