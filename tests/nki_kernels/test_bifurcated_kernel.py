@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_rows_without_keys() -> None:
         {"late_suffixes": True, "lag": 4, "heads_per_pass": 2, "tiles_per_pass": 2},
     ],
 )
-def test_schedule_changes_no_bit(sizes: dict[str, int]) -> None:
+def test_schedule_changes_no_bit(sizes: dict[str, Any]) -> None:
     """What shares a pass, and when a job is loaded and folded, are matters of speed only."""
     case = Case(m_c=600, m_d=3, b=140, h=6, g=3, d=32)
     arguments = make(case)
