@@ -282,3 +282,4 @@ class _without_noise(warnings.catch_warnings):
         super().__enter__()
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="No complete tensor found")
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.9

@@ -22,6 +22,7 @@ def fill(folder: Path, text: str = "one") -> None:
     (folder / CHECKPOINT).mkdir(exist_ok=True)
     for rank in range(2):
         (folder / CHECKPOINT / f"rank-{rank:05}-of-00002.safetensors").write_text(text)
+    (folder / CHECKPOINT / "config.json").write_text("{}")
     seal(folder, WHAT)
 
 
