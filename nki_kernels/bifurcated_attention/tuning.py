@@ -54,6 +54,7 @@ ROWS_GEN3: dict[str, Any] = {
     "block_slots": 16,
     "ramp": 8,
     "suffix_slots": 4,
+    "ahead": 2,
     "turn_share": 8,
     "lag": 5,
     "unit_slots": 32,
@@ -62,7 +63,7 @@ ROWS_GEN3: dict[str, Any] = {
 """What such a call takes instead of the rule below, with more than one row tile."""
 
 ONE_TILE_GEN2 = {"block_slots": 12, "ramp": 4, "ahead": 0, "turns": 4, "copy_share": 3, "lag": 4}
-ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "turn_share": 6, "lag": 3}
+ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "turn_share": 6, "lag": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
 
 

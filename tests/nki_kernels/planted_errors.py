@@ -90,7 +90,7 @@ ERRORS = [
         "every group reads the first one's context values",
         DECODE,
         "offset=(kv * width + at) * d",
-        "offset=(kv * width + start) * d",
+        'offset=(kv * width + block["cut"]["start"]) * d',
     ),
     Planted(
         "suffix rows of the neighbouring sample",
@@ -113,8 +113,8 @@ ERRORS = [
     Planted(
         "max forgotten between chunks",
         DECODE,
-        'data1=found, data2=state["top"][-1], op=nl.maximum',
-        "data1=found, data2=found, op=nl.maximum",
+        'data1=rounded, data2=state["top"][-1], op=nl.maximum',
+        "data1=rounded, data2=rounded, op=nl.maximum",
     ),
     Planted(
         "shift not taken from the logits",
@@ -125,8 +125,8 @@ ERRORS = [
     Planted(
         "a row without keys counts its masked slots",
         DECODE,
-        "nisa.tensor_scalar(dst=top, data=found, op0=nl.maximum, operand0=FLOOR)",
-        "nisa.tensor_copy(dst=top, src=found)",
+        "nisa.tensor_scalar(dst=top, data=rounded, op0=nl.maximum, operand0=FLOOR)",
+        "nisa.tensor_copy(dst=top, src=rounded)",
     ),
     Planted(
         "every tile meets the first one's weights",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.nki_kernels.cases import (
+from nki_kernels.cases import (
     FEATURES,
     POISON,
     Case,
@@ -86,3 +86,30 @@ def test_logits_of_ten_thousand(dtype: str) -> None:
     case = Case(m_c=700, m_d=9, b=20, h=4, g=1, d=64, logit_scale=3000.0, dtype=dtype)
     for target in TARGETS:
         hold(RUN, case, target, **SMALL)
+
+
+@pytest.mark.parametrize("lnc", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(m_c=1300, m_d=5, b=10, h=8, g=1, d=64, dtype="float16", sinks=True),
+        Case(m_c=700, m_d=9, b=20, h=12, g=2, d=160, dtype="bfloat16", sinks=True),
+        Case(m_c=1024, m_d=10, b=30, h=4, g=1, d=80, dtype="bfloat16"),  # row tiles of 120
+    ],
+    ids=str,
+)
+def test_with_what_it_serves(case: Case, lnc: int) -> None:
+    """Sinks, fp16, wide heads and two cores; shares of the context among them."""
+    sizes = SMALL | {"block_slots": 8}
+    hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **sizes)
+    if lnc == 1:
+        hold(RUN, case, "trn1", **sizes)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rule_chooses_it(target: str) -> None:
+    """The operator's schedule takes it where rows fill the partitions, and it fits with fp32."""
+    for dtype in ("float32", "bfloat16"):
+        case = Case(m_c=2048, m_d=16, b=48, h=4, g=1, d=128, dtype=dtype)
+        assert bifurcated_options(make(case), target)["row_chunks"]
+        hold(RUN, case, target)
