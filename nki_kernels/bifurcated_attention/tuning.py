@@ -55,7 +55,7 @@ ROWS_GEN3: dict[str, Any] = {
     "ramp": 8,
     "suffix_slots": 4,
     "ahead": 2,
-    "turn_share": 8,
+    "turn_share": 5,
     "lag": 5,
     "unit_slots": 32,
     "resident_slots": 48,
@@ -63,7 +63,7 @@ ROWS_GEN3: dict[str, Any] = {
 """What such a call takes instead of the rule below, with more than one row tile."""
 
 ONE_TILE_GEN2 = {"block_slots": 12, "ramp": 4, "ahead": 0, "turns": 4, "copy_share": 3, "lag": 4}
-ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "turn_share": 6, "lag": 3}
+ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "lag": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
 
 
@@ -239,7 +239,7 @@ def rows_first(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool, fre
         sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
     key = (128 * -(-shape.d // 128) + shape.d) * element_bytes  # of K and V, a key a partition
     if not gen2 and shape.n * shape.p < MANY_ROWS:
-        sizes = sizes | {"suffix_slots": 8, "turn_share": min(7, sizes["turn_share"])}
+        sizes = sizes | {"suffix_slots": 8}
     if element_bytes == 4:
         sizes = sizes | {"turn_share": 0, "lag": 3}
     while True:

@@ -57,6 +57,7 @@ class Timing:
     swdge_ns: float
     hwdge_ns: float
     dma_transpose_rate: float
+    dma_transpose_sbuf_rate: float
     dma_compute_rate: float
     launch_ns: float
     barrier_ns: float

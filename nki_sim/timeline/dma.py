@@ -39,7 +39,8 @@ def transfer(i: Instruction, t: Timing) -> Transfer:
     nbytes = destination.nbytes
     rate = t.dma_bytes_per_ns
     if i.opcode == "dma_transpose":
-        rate *= t.dma_transpose_rate
+        inside = all(a.allocation.partitions for a in (destination, *sources))
+        rate *= t.dma_transpose_sbuf_rate if inside else t.dma_transpose_rate
         runs = [min(_runs(a) for a in (destination, *sources))]
     elif i.opcode == "dma_compute":
         rate *= t.dma_compute_rate
