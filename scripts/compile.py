@@ -2,7 +2,7 @@
 
 python scripts/compile.py --dry-run --config FILE --instance trn1.32xlarge --tp 8    does it fit
 python scripts/compile.py --model DIR --instance trn1.32xlarge --tp 8                compile
-python scripts/generate.py --artifact compiled-trn1.32xlarge-tp8 --prompt "..."      run it
+torchrun --nproc-per-node 8 scripts/generate.py --artifact compiled-trn1.32xlarge-tp8       run it
 """
 
 from __future__ import annotations

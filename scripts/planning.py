@@ -15,8 +15,11 @@ from compile.report import as_json, as_text
 from models.causal_lm import ModelConfig
 from models.causal_lm.directory import find_checkpoint, load_config, read_json
 from models.files import output_path, write_text
+from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
 from scripts.command_line import Parser
+
+CONTEXT = 1024
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -33,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--config is for --dry-run; compiling needs a checkpoint: --model DIR")
     if args.json and args.json != "-":
         args.json = str(output_path(args.json, "--json"))
+    if args.model is None and args.config is None:
+        args.model = str(DEFAULT_MODEL)
     config = read_config(args.model, args.config)
+    if args.context is None:  # what is usual, or all that the model has
+        args.context = str(min(CONTEXT, max(1, config.max_position - args.max_new_tokens)))
     if args.weights:
         config = replace(config, weights=args.weights)
     if args.kv_dtype:
@@ -79,12 +86,17 @@ def parser() -> Parser:
     made = Parser(prog="compile.py", description=__doc__)
     add = made.add_argument
     add("--dry-run", action="store_true", help="plan only, which needs neither SDK nor weights")
-    add("--model", metavar="DIR", help="checkpoint directory, of which config.json is read")
+    add(
+        "--model",
+        metavar="DIR",
+        help="checkpoint directory; a plan reads its config.json alone "
+        "(the model that ships with the project)",
+    )
     add("--config", metavar="FILE", help="a config.json alone")
     add("--instance", required=True, metavar="NAME", help=", ".join(known()))
     add("--tp", type=int, default=1, help="tensor-parallel degree (%(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="(%(default)s)")
-    add("--context", default="1024", metavar="S,...", help="prompt buckets (%(default)s)")
+    add("--context", metavar="S,...", help=f"prompt buckets ({CONTEXT}, or what the model has)")
     add("-n", "--samples", default="16", metavar="B,...", help="buckets of b (%(default)s)")
     add("--max-new-tokens", type=int, default=128, metavar="T", help="(%(default)s)")
     add("--request", metavar="SxB", help="largest request that the buckets must cover, as 6000x16")
@@ -128,9 +140,9 @@ def read_config(model: str | None, config: str | None) -> ModelConfig:
     """The config of a directory or of a file.
 
     Raises:
-        InputError: both or neither is given, or it cannot be read.
+        InputError: both are given, or it cannot be read.
     """
-    if (model is None) == (config is None):
+    if model is not None and config is not None:
         raise InputError("give either --model DIR or --config FILE")
     if config is not None:
         return ModelConfig.from_hf(read_json(Path(config)))

@@ -47,7 +47,7 @@ def test_prints_a_plan_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([*SMALL, "--device", "neuron"], "(?i)neuron"),
         ([*SMALL, "--cache", "/dev/null/x"], "cache /dev/null/x cannot be written"),
         (["--dry-run", *SMALL, "--json", "no/such/x"], "--json no/such/x: there is no folder"),
-        (["--dry-run", "--instance", "trn1.2xlarge"], "either --model DIR or --config FILE"),
+        (["--dry-run", "--instance", "trn1.2xlarge", "--context", "600"], "the model has 512"),
         (["--dry-run", *SMALL, "--config", "x.json"], "either --model DIR or --config FILE"),
         (["--dry-run", *SMALL, "--model", "no/such"], "--model no/such is no directory"),
         (["--dry-run", *SMALL, "--samples", "4,x"], "--samples is '4,x'"),
@@ -59,6 +59,11 @@ def test_prints_a_plan_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_refusals(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         planning.main(arguments)
+
+
+def test_the_model_that_ships_and_all_of_its_context(capsys: pytest.CaptureFixture[str]) -> None:
+    planning.main(["--dry-run", "--instance", "trn1.2xlarge", "--kernels", "torch"])
+    assert "prefill_384" in capsys.readouterr().out
 
 
 @pytest.mark.slow
