@@ -29,8 +29,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PROGRAMS = 264
 """Programs of the context kernel aimed at: two for each of an H200's 132 multiprocessors."""
 
-KEYS = 64
-"""Keys a program takes at a time."""
+KEYS, WIDE_KEYS = 64, 32
+"""Keys a program takes at a time, and with heads above 128: shared memory holds them twice."""
 
 _LOG2_E = math.log2(math.e)
 _LOW = tl.constexpr(-1.0e30)  # above any masked logit, below any real one
@@ -84,10 +84,12 @@ def bifurcated_attention(
         x.contiguous() for x in (q, k_ctx, v_ctx, k_suf, v_suf, context_len, suffix_len)
     )
     rows = shape.r * shape.n * shape.p
-    block = min(128, max(16, triton.next_power_of_2(rows)))
+    wide = shape.d > 128
+    keys = WIDE_KEYS if wide else KEYS
+    block = min(64 if wide else 128, max(16, triton.next_power_of_2(rows)))
     blocks = triton.cdiv(rows, block)
     slices = _slices(shape, blocks)
-    chunk = triton.cdiv(triton.cdiv(shape.S_ctx, slices), KEYS) * KEYS
+    chunk = triton.cdiv(triton.cdiv(shape.S_ctx, slices), keys) * keys
 
     # The states of all parts, the suffix last: fp32 [parts, G, r, n, h, ...].
     parts = slices + 1
@@ -101,7 +103,7 @@ def bifurcated_attention(
         "g": shape.g,
         "d": shape.d,
         "D": max(16, triton.next_power_of_2(shape.d)),  # the least a product takes
-        "KEYS": KEYS,
+        "KEYS": keys,
         "WINDOW": window or 0,
         "SOFTCAP": softcap or 0.0,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
@@ -126,7 +128,7 @@ def bifurcated_attention(
         POSITION=query_position is not None,
         BLOCK=block,
         num_warps=8 if block >= 64 else 4,
-        num_stages=3,
+        num_stages=2 if wide else 3,
         **constants,
     )
     _suffix[(shape.G * shape.r, shape.g)](
