@@ -221,7 +221,7 @@ def run(call, jobs, ahead, turns, lag):
     count = len(jobs)
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
     # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
-    constants = chunk_constants(call["q"].dtype, MASK)
+    constants = chunk_constants(call["q"].dtype, MASK, call["row_chunks"] and not call["old"])
     constants["d"] = call["q"].shape[4]
     constants["copy_share"] = call["copy_share"]
     add_features(call, constants)

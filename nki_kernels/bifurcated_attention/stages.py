@@ -22,8 +22,10 @@ from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal
 from nki_kernels.bifurcated_attention.plan import pitch_of
 
 
-def chunk_constants(dtype, mask):
-    """Tiles that every chunk uses: identities, a diagonal of `mask`, ones to spread and to sum.
+def chunk_constants(dtype, mask, selects):
+    """Tiles that chunks use: identities, a diagonal of `mask`, ones to spread and to sum.
+
+    Where `selects`, a zero too, which `range_select` needs.
 
     Weights in float16 have no room for a shift that is rounded to bfloat16: theirs is exact, in
     fp32, at four times the cycles.
@@ -39,8 +41,10 @@ def chunk_constants(dtype, mask):
     nisa.memset(dst=minus, value=-1.0)
     ones = nl.ndarray((PARTITIONS, 1), dtype=dtype, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
-    zero = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=zero, value=0.0)
+    zero = None
+    if selects:
+        zero = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.memset(dst=zero, value=0.0)
     return {
         "zero": zero,
         "identity": diagonal(grid, 1.0, dtype),

@@ -235,13 +235,14 @@ def test_a_70b_plan_takes_less_than_500_mb(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(LLAMA_70B))
     code = (
-        "import resource, sys\n"
+        "import sys\n"
         "from scripts.planning import main\n"
         "main(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')])\n"
     )
     options = ["--dry-run", "--config", config, "--instance", "trn1.32xlarge", "--tp", "32"]
     command = [sys.executable, "-c", code, *map(str, options), "--context", "1024,8192"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert "decode_1x16_8192_127" in done.stdout
-    assert int(done.stdout.split()[-1]) * 1024 < 500e6
+    peak, unit = done.stdout.split()[-2:]  # of this process; getrusage counts its parent's, too
+    assert unit == "kB" and int(peak) * 1024 < 500e6

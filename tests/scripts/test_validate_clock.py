@@ -26,7 +26,10 @@ from scripts.validation.sweep import Timed, decode, grid, recordable, take_time
 
 pytestmark = pytest.mark.sim
 
-PROFILER = """#!{python}
+# By way of a shell: a path with a space does not go behind #!.
+PROFILER = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import json, os, pathlib, sys
 arguments = sys.argv[1:]
 with open({log!r}, "a") as file:
