@@ -32,7 +32,8 @@ HALF_ROWS = 64
 """Rows from which NeuronCore-v3 waits for a chunk's weights unless it is folded a step later."""
 
 SHARED_ROWS = 4
-"""Rows that share a suffix from which that pays: with fewer, suffixes are most of a call."""
+"""Rows that share a suffix from which that pays: with fewer, suffixes are most of a call. On
+NeuronCore-v3 a full tile of fewer does so too where its context is as long as all its suffixes."""
 
 MANY_ROWS = 8
 """Rows a suffix from which NeuronCore-v3 takes shorter runs of it: DMA has time for them."""
@@ -65,6 +66,9 @@ ROWS_GEN3: dict[str, Any] = {
 ONE_TILE_GEN2 = {"block_slots": 12, "ramp": 4, "ahead": 0, "turns": 4, "copy_share": 3, "lag": 4}
 ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "lag": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
+FEW_SHARE_GEN3 = {"turn_share": 0}
+ONE_TILE_FEW_SHARE_GEN3 = {"block_slots": 32, "ramp": 16}
+"""And with fewer than SHARED_ROWS: DMA has the suffixes to bring and no time to turn weights."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,8 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         lag=3 if one_load and long_chunks else 2,
         late_suffixes=one_load and not gen2 and rows == 128 and 2 * suffix <= loaded,
     )
-    if rows >= ROWS_FIRST and per_slot >= SHARED_ROWS:
+    long_context = not gen2 and rows == 128 and shape.S_ctx >= samples * shape.S_dec
+    if rows >= ROWS_FIRST and (per_slot >= SHARED_ROWS or long_context):
         queries = tiles_per_pass * (state + masks + heads * per_head)
         return rows_first(plan, shape, element_bytes, gen2, total - queries - 2 * suffix)
     if not gen2 and rows >= HALF_ROWS:
@@ -240,6 +245,9 @@ def rows_first(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool, fre
     key = (128 * -(-shape.d // 128) + shape.d) * element_bytes  # of K and V, a key a partition
     if not gen2 and shape.n * shape.p < MANY_ROWS:
         sizes = sizes | {"suffix_slots": 8}
+    if not gen2 and shape.n * shape.p < SHARED_ROWS:
+        one = row_tiles(shape, plan.tile_samples) * shape.G == 1
+        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if one else {})
     if element_bytes == 4:
         sizes = sizes | {"turn_share": 0, "lag": 3}
     while True:

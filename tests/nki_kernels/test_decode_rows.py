@@ -113,3 +113,17 @@ def test_rule_chooses_it(target: str) -> None:
         case = Case(m_c=2048, m_d=16, b=48, h=4, g=1, d=128, dtype=dtype)
         assert bifurcated_options(make(case), target)["row_chunks"]
         hold(RUN, case, target)
+
+
+@pytest.mark.parametrize("m_c", [896, 1200])
+def test_full_tile_of_single_rows(m_c: int) -> None:
+    """NeuronCore-v3 takes it for 128 samples of one row, too, from as long a context on as theirs.
+
+    Odd there: a context that ends within a partition's keys, heads one behind the other.
+    """
+    case = Case(m_c=m_c, m_d=7, b=128, h=2, g=2, d=64, dtype="bfloat16", gap=0)
+    for target in TARGETS:
+        assert bifurcated_options(make(case), target)["row_chunks"] == (target == "trn2")
+        hold(RUN, case, target)
+    shorter = replace(case, m_c=895)
+    assert not bifurcated_options(make(shorter), "trn2")["row_chunks"]
