@@ -6,20 +6,29 @@ a PSUM bank) stands in the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nki_kernels.bifurcated_attention.memory import packing, row_tiles, sbuf_bytes
 from nki_kernels.bifurcated_attention.validate import Shape
 
-SBUF_BYTES = {"gen2": 160 * 1024, "gen3": 192 * 1024}
-"""SBUF a partition that a call may plan with: 180,224 usable bytes on NeuronCore-v2 (AWS's direct
-allocation guide, SDK 2.26), 212,984 on v3 and more on v4, less small tiles and constants."""
+USABLE_BYTES = {"gen2": 180_224, "gen3": 212_984}
+"""What a call must fit: usable bytes a partition on NeuronCore-v2 (AWS's direct allocation guide,
+SDK 2.26) and v3; v4 has more."""
 
 SUFFIX_SLOTS = 8
 """Suffix rows a partition takes at least, where S_dec divides so."""
 
 QUERY_BYTES = 64 * 1024
-"""The part of it for queries, states and masks; the rest holds loaded keys and values."""
+"""The part of it for queries, states and masks of the row tiles and heads of a pass."""
+
+FEW_ROWS = 16
+"""Query rows up to which a block of 64 slots would be a single chunk: it waits for all of its load.
+"""
+
+BLOCK_SLOTS = (64, 32, 16, 8, 4, 2, 1)
+"""Most keys a partition of one load of the context, from the longest runs down."""
 
 
 LONG_CHUNK_ROWS = 64
@@ -123,24 +132,6 @@ class Schedule:
     resident_slots: int = 64
 
 
-def row_tiles(shape: Shape, tile_samples: int = 128) -> int:
-    """Tiles of at most 128 query rows (sample, token, head of a kv head) a group."""
-    rows = shape.n * shape.p
-    if rows <= 128:
-        return -(-shape.r // min(tile_samples, 128 // rows))
-    tokens = max(1, 128 // shape.p)
-    return shape.r * -(-shape.n // tokens) * -(-shape.p // 128)
-
-
-def packing(S_dec: int, samples: int) -> tuple[int, int]:
-    """Partitions that a tile's suffixes fill, and blocks of as many: `plan.suffix_sizes`' rule."""
-    spans = range(1, min(S_dec, 128) + 1)
-    span = max(s for s in spans if s == 1 or (S_dec % s == 0 and S_dec // s >= SUFFIX_SLOTS))
-    counts = range(1, min(samples, 128 // span) + 1)
-    together = max(count for count in counts if samples % count == 0)
-    return span * together, samples // together
-
-
 def tile_samples(shape: Shape) -> int:
     """How many samples a row tile takes: as many as there is room for, where they pack.
 
@@ -148,10 +139,10 @@ def tile_samples(shape: Shape) -> int:
     block a sample; a tile of fewer, and one of what is left, take a fraction of that.
     """
     most = max(1, min(shape.r, 128 // (shape.n * shape.p)))
-    one = packing(shape.S_dec, 1)[0]
+    one = packing(shape.S_dec, 1, SUFFIX_SLOTS)[0]
 
     def packs(samples: int) -> bool:
-        blocks = packing(shape.S_dec, samples)[1]
+        blocks = packing(shape.S_dec, samples, SUFFIX_SLOTS)[1]
         return 4 * blocks <= 5 * -(-samples // (128 // one))  # a quarter more than full ones
 
     for samples in range(most, most // 2, -1):
@@ -161,56 +152,60 @@ def tile_samples(shape: Shape) -> int:
 
 
 def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule:
-    """What fits SBUF, from the sizes that the timeline found fastest at 8K of context.
+    """The sizes that the timeline found fastest at 8K of context, as far as SBUF holds them.
 
     Later cores pay more for each run of HBM, so that their blocks are larger; and their DMA
     transposes 16-bit numbers.
     """
     gen2 = target in ("trn1", "inf2", "gen2")
-    total = SBUF_BYTES["gen2" if gen2 else "gen3"]
+    for samples, suffix_tiles in suffix_loads(tile_samples(shape), gen2):
+        for block_slots in BLOCK_SLOTS:
+            plan = rule(shape, element_bytes, gen2, (samples, suffix_tiles, block_slots))
+            if fits(plan, shape, element_bytes, gen2):
+                return plan
+    return plan
+
+
+def fits(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool) -> bool:
+    """Whether SBUF holds a call, in the order of the program."""
+    return sbuf_bytes(plan, shape, element_bytes, gen2) <= USABLE_BYTES["gen2" if gen2 else "gen3"]
+
+
+def suffix_loads(samples: int, gen2: bool) -> Iterator[tuple[int, int]]:
+    """(samples of a row tile, rows a partition) of one suffix load, from the largest down.
+
+    A later core would rather load fewer samples than shorter runs.
+    """
+    halves = [samples >> i for i in range(samples.bit_length())]
+    runs = [SUFFIX_SLOTS >> i for i in range(SUFFIX_SLOTS.bit_length())]
+    if gen2:
+        yield from ((samples, run) for run in runs)
+        yield from ((half, 1) for half in halves[1:])
+    else:
+        yield from ((half, SUFFIX_SLOTS) for half in halves)
+        yield from ((1, run) for run in runs[1:])
+
+
+def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, int]) -> Schedule:
+    """The sizes of a call whose loads are given: samples and rows of a suffix, slots of a block."""
+    samples, suffix_tiles, most = loads
     block_slots, ramp = (16, 4) if gen2 else (64, 16)
     if not gen2 and shape.G * shape.g == 1:
         block_slots, ramp = 32, 4  # a single head: nothing else to do while the first block comes
-    sizes = Schedule(1, 1)
     d = shape.d
-    wide = 128 * -(-d // 128)  # K and queries take whole slices of 128
-    loaded = total - QUERY_BYTES
-
-    # Rows a partition of one suffix load: K, its transpose and V, for all samples of a row tile.
     per_slot = shape.n * shape.p
-    samples = tile_samples(shape)
-    suffix_tiles = sizes.suffix_tiles
-    room = loaded
-    if wide * element_bytes > 256:
-        room = loaded * 5 // 8  # two of such loads, of one head and the next, lie there at a time
-    parts, blocks = packing(shape.S_dec, samples)
-    turned = wide // 128 * parts
-    while blocks * suffix_tiles * (2 * d + turned) * element_bytes > room:
-        if suffix_tiles > 1:
-            suffix_tiles //= 2
-        elif samples > 1:
-            samples //= 2
-            parts, blocks = packing(shape.S_dec, samples)
-        else:
-            break
-
-    # Blocks that jobs in the pipeline still hold.
-    tiles = row_tiles(shape, samples)
     rows = samples * min(128, per_slot)
-    suffix = suffix_tiles * blocks * (d + turned) * element_bytes
-    while block_slots > 1:
-        jobs = tiles * max(1, block_slots * rows // sizes.chunk_columns)
-        alive = 1 + -(-(sizes.ahead + 2) // jobs)
-        if alive * block_slots * (wide + d) * element_bytes + suffix <= loaded:
-            break
-        block_slots //= 2
+    if rows <= FEW_ROWS:
+        block_slots = min(block_slots, 32)
+    block_slots = min(block_slots, most)
+    tiles = row_tiles(shape, samples)
 
-    one_load = shape.S_dec // packing(shape.S_dec, 1)[0] <= suffix_tiles
+    one_load = shape.S_dec // packing(shape.S_dec, 1, SUFFIX_SLOTS)[0] <= suffix_tiles
     long_chunks = rows >= LONG_CHUNK_ROWS or shape.G * shape.g == 1
 
     state = 2 * (d + 1) * 4 + 64
     masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
-    per_head = (2 * d + wide) * element_bytes + 8
+    per_head = (2 * d + 128 * -(-d // 128)) * element_bytes + 8
     tiles_per_pass = max(1, min(tiles, QUERY_BYTES // (state + masks + per_head)))
     heads = max(1, min(shape.g, (QUERY_BYTES // tiles_per_pass - state - masks) // per_head))
     plan = Schedule(
@@ -222,48 +217,44 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
         ramp=min(ramp, block_slots),
         dma_turns=not gen2 and element_bytes == 2 and d <= 128,
         lag=3 if one_load and long_chunks else 2,
-        late_suffixes=one_load and not gen2 and rows == 128 and 2 * suffix <= loaded,
+        late_suffixes=one_load and not gen2 and rows == 128,
     )
     long_context = not gen2 and rows == 128 and shape.S_ctx >= samples * shape.S_dec
     if rows >= ROWS_FIRST and (per_slot >= SHARED_ROWS or long_context):
-        queries = tiles_per_pass * (state + masks + heads * per_head)
-        return rows_first(plan, shape, element_bytes, gen2, total - queries - 2 * suffix)
+        for sizes in rows_first(shape, element_bytes, gen2, tiles * shape.G == 1, most):
+            turned = replace(plan, **sizes)
+            if fits(turned, shape, element_bytes, gen2):
+                return turned
     if not gen2 and rows >= HALF_ROWS:
         if shape.G * shape.g > 1:
             return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
         if per_slot >= SHARED_ROWS:
-            sizes = replace(plan, block_slots=min(8, block_slots), suffix_slots=1, lag=3)
-            return replace(sizes, ramp=min(ramp, sizes.block_slots))
+            plan = replace(plan, block_slots=min(8, block_slots), suffix_slots=1, lag=3)
+            return replace(plan, ramp=min(ramp, plan.block_slots))
     return plan
 
 
-def rows_first(plan: Schedule, shape: Shape, element_bytes: int, gen2: bool, free: int) -> Schedule:
-    """`plan` with query rows on partitions for the context, if that fits `free` bytes of SBUF."""
+def rows_first(
+    shape: Shape, element_bytes: int, gen2: bool, one_tile: bool, most: int
+) -> Iterator[dict[str, Any]]:
+    """Sizes with query rows on partitions for the context, from the fastest to the smallest."""
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
-    if row_tiles(shape, plan.tile_samples) * shape.G == 1:
+    if one_tile:
         sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
-    key = (128 * -(-shape.d // 128) + shape.d) * element_bytes  # of K and V, a key a partition
     if not gen2 and shape.n * shape.p < MANY_ROWS:
         sizes = sizes | {"suffix_slots": 8}
     if not gen2 and shape.n * shape.p < SHARED_ROWS:
-        one = row_tiles(shape, plan.tile_samples) * shape.G == 1
-        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if one else {})
+        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if one_tile else {})
     if element_bytes == 4:
         sizes = sizes | {"turn_share": 0, "lag": 3}
-    while True:
-        unit = sizes["unit_slots"] * 128  # logits; weights and those turned, of a key
-        held = unit * 2 * (4 + element_bytes) + unit * (sizes["lag"] - 1) * element_bytes
-        blocks = min(2 * sizes["resident_slots"], shape.G * shape.g * -(-shape.S_ctx // 128))
-        if held + blocks * key <= free:
-            return replace(plan, **sizes)
-        if sizes["resident_slots"] > sizes["unit_slots"]:
-            sizes = sizes | {"resident_slots": sizes["resident_slots"] // 2}
-        elif sizes["unit_slots"] > 1:
-            half = sizes["unit_slots"] // 2
-            sizes = sizes | dict.fromkeys(("block_slots", "unit_slots", "resident_slots"), half)
-            sizes["ramp"] = min(sizes["ramp"], half)
-        else:
-            return plan
+    while sizes["resident_slots"] > sizes["unit_slots"]:
+        yield sizes
+        sizes = sizes | {"resident_slots": sizes["resident_slots"] // 2}
+    while sizes["unit_slots"] >= 8:
+        yield sizes
+        half = sizes["unit_slots"] // 2
+        sizes = sizes | dict.fromkeys(("block_slots", "unit_slots", "resident_slots"), half)
+        sizes["ramp"] = min(sizes["ramp"], half)
 
 
 def kernel_options(
