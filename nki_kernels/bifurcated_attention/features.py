@@ -80,7 +80,8 @@ def spread_factors(factors, scale):
     """fp32 [128, g]: the factor of each kv head, times `scale`, on every partition."""
     g = factors.shape[0]
     spread = nl.ndarray((PARTITIONS, g), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=spread, src=factors.ap(pattern=[[0, PARTITIONS], [1, g]], offset=0))
+    source = factors.ap(pattern=[[0, PARTITIONS], [1, g]], offset=0)
+    nisa.dma_copy(dst=spread, src=source, dge_mode=nisa.dge_mode.none)
     nisa.tensor_scalar(dst=spread, data=spread, op0=nl.multiply, operand0=scale)
     return spread
 
@@ -291,6 +292,7 @@ def load_sinks(call, room):
             pattern=[[0, samples * tokens], [1, count], [p, room["heads"]]],
             offset=room["kv"] * p + head,
         ),
+        dge_mode=nisa.dge_mode.none,
     )
     return sinks
 

@@ -220,7 +220,7 @@ def run(call, jobs, ahead, turns, lag):
     """
     count = len(jobs)
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
-    # What GpSimd makes comes first: later it is busy with descriptors (NeuronCore-v3).
+    # What GpSimd makes comes first: later it is busy with transposes' descriptors (v3).
     constants = chunk_constants(call["q"].dtype, MASK, call["row_chunks"] and not call["old"])
     constants["d"] = call["q"].shape[4]
     constants["copy_share"] = call["copy_share"]
@@ -384,7 +384,8 @@ def load_keys(call, job, block):
     for low, size in head_slices(d):
         tile = nl.ndarray((size, keys), dtype=call["stored"], buffer=nl.sbuf)
         pattern = [[width, size], [1, keys]]
-        nisa.dma_copy(dst=tile, src=stored(call, k_ctx, pattern, (kv * d + low) * width + at))
+        source = stored(call, k_ctx, pattern, (kv * d + low) * width + at)
+        nisa.dma_copy(dst=tile, src=source, dge_mode=nisa.dge_mode.none)
         block["keys"].append(widened(call, tile))
 
 
@@ -398,9 +399,8 @@ def load_values(call, job, block):
     parts = block["cut"]["parts"]
     values = nl.ndarray((parts, slots * d), dtype=call["stored"], buffer=nl.sbuf)
     pattern = [[slots * d, parts], [1, slots * d]]
-    nisa.dma_copy(
-        dst=values, src=stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
-    )
+    source = stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
+    nisa.dma_copy(dst=values, src=source, dge_mode=nisa.dge_mode.none)
     block["values"] = widened(call, values)
 
 

@@ -43,7 +43,8 @@ def load_queries(call, room):
         room["tile"], room["group"], room["kv"], heads, r, n, h, room["g"], d
     )
     loaded = nl.ndarray((room["rows"], heads * d), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
+    source = q.ap(pattern=pattern, offset=offset)
+    nisa.dma_copy(dst=loaded, src=source, dge_mode=nisa.dge_mode.none)
     room["loaded"].append(loaded)
 
 
@@ -177,4 +178,5 @@ def store_rows(out, result, room):
     pattern, offset = row_pattern(
         room["tile"], room["group"], room["kv"], room["heads"], r, n, h, room["g"], width
     )
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=result)
+    target = out.ap(pattern=pattern, offset=offset)
+    nisa.dma_copy(dst=target, src=result, dge_mode=nisa.dge_mode.none)

@@ -64,7 +64,11 @@ def load_lengths(lengths):
     for size in lengths.shape:
         count = count * size
     raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
+    nisa.dma_copy(
+        dst=raw,
+        src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0),
+        dge_mode=nisa.dge_mode.none,
+    )
     return raw
 
 

@@ -64,7 +64,8 @@ def load_suffix(call, job, shared):
         job["turned"] = blocks * tiles
     else:
         rows = nl.ndarray((parts, blocks * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
-        nisa.dma_copy(dst=rows, src=stored(call, k_suf, pattern, offset))
+        source = stored(call, k_suf, pattern, offset)
+        nisa.dma_copy(dst=rows, src=source, dge_mode=nisa.dge_mode.none)
         job["rows"] = rows
         shared["unturned"].append(job)
     # V in some pieces, so that the first ones can be used while the last one comes.
@@ -74,9 +75,8 @@ def load_suffix(call, job, shared):
         count = min(piece, blocks - first)
         values = nl.ndarray((parts, count * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
         pattern = [[run, parts], [run * parts, count], [1, tiles * d]]
-        nisa.dma_copy(
-            dst=values, src=stored(call, call["v_suf"], pattern, offset + first * run * parts)
-        )
+        source = stored(call, call["v_suf"], pattern, offset + first * run * parts)
+        nisa.dma_copy(dst=values, src=source, dge_mode=nisa.dge_mode.none)
         values = widened(call, values)
         for i in range(count * tiles):
             job["values"].append(values[:, i * d : (i + 1) * d])
