@@ -18,6 +18,15 @@ PARTITIONS = 128
 BANK = 512  # fp32 numbers a partition of one PSUM bank, and the widest moving operand
 
 
+def move(dst, src):
+    """Copy by DMA between addresses that are known when a kernel is compiled.
+
+    The host makes the descriptors (AWS's DGE reference: lowest latency, for room in HBM). Where the
+    mode is left open, NeuronCore-v3 and later let GpSimd make them, one load after the other.
+    """
+    nisa.dma_copy(dst=dst, src=src, dge_mode=nisa.dge_mode.none)
+
+
 def head_slices(d):
     """Cut a head's d elements to what fits the partitions: a list of (first, size)."""
     slices = []

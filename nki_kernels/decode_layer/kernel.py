@@ -14,7 +14,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, PARTITIONS
+from nki_kernels.attention_state.kernel import BANK, PARTITIONS, move
 
 BANKS = 3  # PSUM banks that one product of spread rows fills, of eight
 LOAD_BYTES = 16 * 1024  # bytes a partition of one load of weights
@@ -63,9 +63,9 @@ def norm_qkv_rope_kernel(x, gain, w, cos, sin, h, eps):
                     data=banks[i][:, (turned - at) * d : (end - at) * d],
                     scale=inverse,
                 )
-    nisa.dma_copy(dst=q, src=out[:, 0:h, :])
-    nisa.dma_copy(dst=k, src=out[:, h : h + g, :])
-    nisa.dma_copy(dst=v, src=out[:, h + g : heads, :])
+    move(dst=q, src=out[:, 0:h, :])
+    move(dst=k, src=out[:, h : h + g, :])
+    move(dst=v, src=out[:, h + g : heads, :])
     return q, k, v
 
 
@@ -114,7 +114,7 @@ def gated_mlp_kernel(x, gain, w_gate, w_up, w_down, eps):
             nisa.activation(
                 dst=result[:, at : min(at + BANK, last)], op=nl.copy, data=banks[i], scale=inverse
             )
-        nisa.dma_copy(dst=out[:, first:last], src=result[:, first:last])
+        move(dst=out[:, first:last], src=result[:, first:last])
     return out
 
 
@@ -134,7 +134,7 @@ def projection_kernel(x, w):
         for i in range(len(banks)):
             at = first + i * BANK
             nisa.activation(dst=result[:, at : min(at + BANK, last)], op=nl.copy, data=banks[i])
-        nisa.dma_copy(dst=out[:, first:last], src=result[:, first:last])
+        move(dst=out[:, first:last], src=result[:, first:last])
     return out
 
 
@@ -151,7 +151,7 @@ def write_kv_kernel(k, v, k_suf, v_suf, slots):
     rows, g, d = k.shape
     N = k_suf.shape[1]
     index = nl.ndarray((rows, 1), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=index, src=slots.ap(pattern=[[1, rows], [1, 1]], offset=0))
+    move(dst=index, src=slots.ap(pattern=[[1, rows], [1, 1]], offset=0))
     for new, cache in ((k, k_suf), (v, v_suf)):
         nisa.dma_copy(
             dst=cache.reshape((g * N, d)).ap(
@@ -177,7 +177,7 @@ def identity_of(dtype):
 def load_tile(x):
     """An HBM tensor of up to 128 rows in SBUF."""
     tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=tile, src=x)
+    move(dst=tile, src=x)
     return tile
 
 
@@ -185,7 +185,7 @@ def load_gain(gain):
     """gain [H] as fp32 [128, H/128]: partition p holds H/128 consecutive numbers."""
     run = gain.shape[0] // PARTITIONS
     raw = nl.ndarray((PARTITIONS, run), dtype=gain.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw, src=gain.ap(pattern=[[run, PARTITIONS], [1, run]], offset=0))
+    move(dst=raw, src=gain.ap(pattern=[[run, PARTITIONS], [1, run]], offset=0))
     wide = nl.ndarray((PARTITIONS, run), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_copy(dst=wide, src=raw)
     return wide
@@ -275,7 +275,7 @@ def product(columns, w, first, last, step):
     for start in range(0, run, deep):
         count = min(deep, run - start)
         tile = nl.ndarray((PARTITIONS, count, width), dtype=w.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(
+        move(
             dst=tile,
             src=w.ap(
                 pattern=[[run * N, PARTITIONS], [N, count], [1, width]], offset=start * N + first
@@ -307,7 +307,7 @@ def block_product(turned, w, first, last):
     for piece in pieces:
         start, keys, count = piece
         tile = nl.ndarray((keys, count, width), dtype=w.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(
+        move(
             dst=tile,
             src=w.ap(
                 pattern=[[N, keys], [PARTITIONS * N, count], [1, width]],
@@ -341,8 +341,8 @@ def turning_factors(cos, sin, inverse):
     """fp32 [b, 2, d]: (cos, cos) and (-sin, sin), both times the norm's factor of the row."""
     b, half = cos.shape
     raw = nl.ndarray((b, 2, half), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw[:, 0, :], src=cos)
-    nisa.dma_copy(dst=raw[:, 1, :], src=sin)
+    move(dst=raw[:, 0, :], src=cos)
+    move(dst=raw[:, 1, :], src=sin)
     turning = nl.ndarray((b, 2, 2 * half), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=turning[:, :, half : 2 * half], data=raw, op0=nl.multiply, operand0=inverse

@@ -21,7 +21,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, diagonal, offset_grid
+from nki_kernels.attention_state.kernel import BANK, MASK, PARTITIONS, diagonal, move, offset_grid
 from nki_kernels.flash_attention.plan import make_units
 from nki_kernels.flash_attention.stages import (
     divide,
@@ -214,7 +214,7 @@ def make_constants(call, sinks, reach):
     if call["with_sinks"]:
         h = sinks.shape[0]
         call["sinks"] = nl.ndarray((PARTITIONS, h), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.dma_copy(dst=call["sinks"], src=sinks.ap(pattern=[[0, PARTITIONS], [1, h]], offset=0))
+        move(dst=call["sinks"], src=sinks.ap(pattern=[[0, PARTITIONS], [1, h]], offset=0))
         call["negsinks"] = nl.ndarray((PARTITIONS, h), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(dst=call["negsinks"], data=call["sinks"], op0=nl.multiply, operand0=-1.0)
 
@@ -234,7 +234,7 @@ def load_queries(call, group):
     rows = tiles[0]["rows"]
     count = len(tiles)
     loaded = nl.ndarray((rows, count * p * d), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(
+    move(
         dst=loaded,
         src=q.ap(
             pattern=[[h * d, rows], [rows * h * d, count], [1, p * d]],
@@ -276,7 +276,7 @@ def load_keys(call, block, j):
     for low in range(0, d, PARTITIONS):
         rows = min(PARTITIONS, d - low)
         keys = nl.ndarray((rows, size), dtype=k.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(
+        move(
             dst=keys,
             src=k.ap(
                 pattern=[[slots, rows], [1, size]], offset=(block["kv"] * d + low) * slots + at
@@ -305,7 +305,7 @@ def load_values(call, block, j):
     chunks = block["values"][j]
     if whole > 0:
         values = nl.ndarray((PARTITIONS, whole * d), dtype=v.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(
+        move(
             dst=values,
             src=v.ap(pattern=[[d, PARTITIONS], [PARTITIONS * d, whole], [1, d]], offset=offset),
         )
@@ -313,7 +313,7 @@ def load_values(call, block, j):
             chunks.append(values[:, c * d : (c + 1) * d])
     if left > 0:
         rest = nl.ndarray((left, d), dtype=v.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(
+        move(
             dst=rest,
             src=v.ap(pattern=[[d, left], [1, d]], offset=offset + whole * PARTITIONS * d),
         )

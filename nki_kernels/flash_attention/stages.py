@@ -9,7 +9,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, MASK, PARTITIONS
+from nki_kernels.attention_state.kernel import BANK, FLOOR, MASK, PARTITIONS, move
 from nki_kernels.flash_attention.plan import columns_of
 
 LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
@@ -396,7 +396,7 @@ def store(out, source, tile, p, width):
     """Store an SBUF tile [rows, p·width] to rows of [B, S, h, width] (or [B, S, h] for width 1)."""
     S = out.shape[1]
     h = out.shape[2]
-    nisa.dma_copy(
+    move(
         dst=out.ap(
             pattern=[[h * width, tile["rows"]], [1, p * width]],
             offset=((tile["prompt"] * S + tile["row"]) * h + tile["kv"] * p) * width,

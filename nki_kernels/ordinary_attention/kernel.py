@@ -13,7 +13,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, MASK, PARTITIONS, TINY
+from nki_kernels.attention_state.kernel import BANK, FLOOR, MASK, PARTITIONS, TINY, move
 from nki_kernels.ordinary_attention.pieces import column_tiles, cut, steps
 
 
@@ -152,7 +152,7 @@ def load_queries(q, tile, g, identity):
     columns = tile[1] * tile[3] * n * (h // g)
     pattern, offset = row_pattern(tile, n, h, g, d)
     loaded = nl.ndarray((columns, d), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
+    move(dst=loaded, src=q.ap(pattern=pattern, offset=offset))
     turned = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
         dst=turned,
@@ -181,7 +181,7 @@ def load_lengths(context_len, suffix_len, r, first, samples):
 def load_ints(source):
     """int32 numbers of HBM as fp32 in SBUF; exact below 2^24."""
     raw = nl.ndarray(source.shape, dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=raw, src=source)
+    move(dst=raw, src=source)
     numbers = nl.ndarray(source.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_copy(dst=numbers, src=raw)
     return numbers
@@ -321,7 +321,7 @@ def load_rows(source, segment, step, sizes):
     run = blocks * d
     stride, slots, start = slots_of(source, False, segment, step, sizes)
     tile = nl.ndarray((keys, samples * heads, blocks, d), dtype=source.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(
+    move(
         dst=tile,
         src=source.ap(
             pattern=[[run, keys], [stride * d, samples], [slots * d, heads], [1, run]],
@@ -338,7 +338,7 @@ def load_keys(source, segment, step, sizes):
     _, samples, kv, heads = step
     stride, slots, start = slots_of(source, True, segment, step, sizes)
     tile = nl.ndarray((d, samples * heads, keys, blocks), dtype=source.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(
+    move(
         dst=tile,
         src=source.ap(
             pattern=[[slots, d], [stride, samples], [d * slots, heads], [1, keys * blocks]],
@@ -482,7 +482,7 @@ def store_output(out, state, tile, g, identity):
     rows = nl.ndarray((columns, d), dtype=out.dtype, buffer=nl.sbuf)
     nisa.tensor_copy(dst=rows, src=turned)
     pattern, offset = row_pattern(tile, n, h, g, d)
-    nisa.dma_copy(dst=out.ap(pattern=pattern, offset=offset), src=rows)
+    move(dst=out.ap(pattern=pattern, offset=offset), src=rows)
 
 
 def store_statistics(out_max, out_sum, state, tile, g):
@@ -496,5 +496,5 @@ def store_statistics(out_max, out_sum, state, tile, g):
     top = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=top, data1=none, data2=negmax, op=nl.subtract)
     pattern, offset = row_pattern(tile, n, h, g, 1)
-    nisa.dma_copy(dst=out_max.ap(pattern=pattern, offset=offset), src=top[0:1, :])
-    nisa.dma_copy(dst=out_sum.ap(pattern=pattern, offset=offset), src=total[0:1, :])
+    move(dst=out_max.ap(pattern=pattern, offset=offset), src=top[0:1, :])
+    move(dst=out_sum.ap(pattern=pattern, offset=offset), src=total[0:1, :])
