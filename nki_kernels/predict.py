@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 PATHS = ("bifurcated", "ordinary")
 CORES = {"gen2": "trn1", "gen3": "trn2", "gen4": "trn3"}
 
-SHORT_CONTEXT = (4096, 8192)
-"""Context lengths from which longer ones are extrapolated; both fill rows of DMA."""
+SHORT_CONTEXT = {"bifurcated": (16384, 32768), "ordinary": (4096, 8192)}
+"""Context lengths from which longer ones are extrapolated; all fill rows of DMA."""
 
-WORK = 600_000
+WORK = {"bifurcated": 4_000_000, "ordinary": 600_000}
 """Sizes up to this many (sample, kv head, key) triples of the ordinary kernel, and this many logits
-by 64 of the bifurcated one, are recorded whole: some 10,000 instructions, a second or two."""
+by 64 of the bifurcated one, are recorded whole. Ordinary decoding does the same for every sample:
+a second or two show it. In bifurcated decoding loads of suffixes hide the compute of the context,
+until that is long enough: 1,024 samples of 32,768 keys are recorded as they are, in a minute."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,10 @@ def profile(
     )
 
 
-def predict(path: str, work: Decode, target: str) -> Prediction:
-    """The time of one call; long ones from shorter ones.
+def predict(
+    path: str, work: Decode, target: str, options: Mapping[str, Any] | None = None
+) -> Prediction:
+    """The time of one call; long ones from shorter ones with the same schedule.
 
     Args: as `profile`. With "ordinary", samples beyond what is recorded cost what the ones before
         them did (their contexts are their own: `G` prompts of one sample, or `r` of a shared one).
@@ -140,21 +144,26 @@ def predict(path: str, work: Decode, target: str) -> Prediction:
     Raises:
         InputError: as `profile`.
     """
-    short, long = SHORT_CONTEXT
-    if work.m_c > long and _size(path, work) > WORK:
-        near = predict(path, replace(work, m_c=long), target)
-        far = predict(path, replace(work, m_c=short), target)
+    require(path in PATHS, f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    if options is None:
+        options = options_of(path, shape_of(work), work.element_bytes, target)
+    short, long = SHORT_CONTEXT[path]
+    if work.m_c > long and _size(path, work) > WORK[path]:
+        near = predict(path, replace(work, m_c=long), target, options)
+        far = predict(path, replace(work, m_c=short), target, options)
         return _grow(near, far, (work.m_c - long) / (long - short))
     samples = work.G * work.r
     unit = _samples_alike(path, work)
-    if samples >= 3 * unit and _size(path, work) > WORK:
+    if samples >= 3 * unit and _size(path, work) > WORK[path]:
         times = 2
-        while times * 2 * unit < samples and _size(path, _with(work, times * 2 * unit)) <= WORK:
+        while (
+            times * 2 * unit < samples and _size(path, _with(work, times * 2 * unit)) <= WORK[path]
+        ):
             times *= 2
-        near = _recorded(path, _with(work, times * unit), target)
-        far = _recorded(path, _with(work, times // 2 * unit), target)
+        near = _recorded(path, _with(work, times * unit), target, options)
+        far = _recorded(path, _with(work, times // 2 * unit), target, options)
         return _grow(near, far, (samples - times * unit) / (unit * (times - times // 2)))
-    return _recorded(path, work, target)
+    return _recorded(path, work, target, options)
 
 
 def _samples_alike(path: str, work: Decode) -> int:
@@ -185,8 +194,8 @@ def _size(path: str, work: Decode) -> float:
     return (rows * work.m_c + rows * work.m_d * 64) / 64
 
 
-def _recorded(path: str, work: Decode, target: str) -> Prediction:
-    p = profile(path, work, target)
+def _recorded(path: str, work: Decode, target: str, options: Mapping[str, Any]) -> Prediction:
+    p = profile(path, work, target, options)
     return Prediction(p.total_us, p.low_us, p.high_us, p.bound, p.instructions, False)
 
 
@@ -196,7 +205,7 @@ def _grow(near: Prediction, far: Prediction, times: float) -> Prediction:
         getattr(near, name) + times * (getattr(near, name) - getattr(far, name))
         for name in ("us", "low_us", "high_us")
     )
-    return Prediction(us, low, high, near.limited_by, near.instructions, True)
+    return Prediction(us, min(us, low), max(us, high), near.limited_by, near.instructions, True)
 
 
 @dataclass(frozen=True)

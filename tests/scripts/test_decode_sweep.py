@@ -15,7 +15,7 @@ import pytest
 
 from nki_kernels import predict as prediction
 from nki_kernels.errors import InputError
-from nki_kernels.predict import SHORT_CONTEXT, predict
+from nki_kernels.predict import options_of, predict, shape_of
 from nki_kernels.speed_of_light import Decode
 from scripts import decode_sweep
 
@@ -101,11 +101,12 @@ def test_extrapolation_agrees_with_the_whole_record(
     if path == "ordinary":
         long = replace(long, G=2, r=1)
     for work in (many, long):
-        whole = prediction._recorded(path, work, "trn1")
+        options = options_of(path, shape_of(work), 2, "trn1")
+        whole = prediction._recorded(path, work, "trn1", options)
         size = prediction._size(path, work)
-        monkeypatch.setattr(prediction, "WORK", size / 2)
+        monkeypatch.setitem(prediction.WORK, path, size / 2)
+        monkeypatch.setitem(prediction.SHORT_CONTEXT, path, (4096, 8192))
         guess = predict(path, work, "trn1")
         assert guess.extrapolated and not whole.extrapolated
         assert guess.us == pytest.approx(whole.us, rel=0.02)
         assert guess.high_us == pytest.approx(whole.high_us, rel=0.05)
-    assert SHORT_CONTEXT[1] < long.m_c
