@@ -230,11 +230,14 @@ def run(call, jobs, ahead, turns, lag):
             own_slots(shared, job["room"])
     first = jobs[0]  # what it waits for, in the order in which it does
     load_queries(call, first["room"])
-    if first["context"]:
-        load_keys(call, first, blocks_of(first)[0])
     context_len = load_lengths(call["context_len"])
     if first["context"]:
-        load_values(call, first, blocks_of(first)[0])
+        load_keys(call, first, first["blocks"][0])
+    for job in jobs[0 : ahead + 1]:
+        if len(job) > 0:
+            load_queries(call, job["room"])
+    if first["context"]:
+        load_values(call, first, first["blocks"][0])
     suffix_len = load_lengths(call["suffix_len"])
     shared["context_len"] = in_fp32(context_len)
     shared["suffix_len"] = in_fp32(suffix_len)
@@ -311,22 +314,13 @@ def prepare(call, job, shared, constants):
     load_queries(call, room)
     if not job["context"]:
         load_suffix(call, job, shared)
-    for block in blocks_of(job):
+    for block in job["blocks"]:
         load_keys(call, job, block)
         load_values(call, job, block)
     if len(room["queries"]) == 0:
         turn_queries(room, call["q"].shape[4], constants["identity"])
     if job["context"] and call["window"] == 0 and not call["row_chunks"]:
         job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
-
-
-def blocks_of(job):
-    """The blocks of the context that a job is about."""
-    if not job["context"]:
-        return []
-    if "blocks" in job:
-        return job["blocks"]
-    return [job["block"]]
 
 
 def make_logits(call, job, shared, constants):
@@ -354,7 +348,7 @@ def fold(call, job, constants):
     rows = job["room"]["rows"]
     d = call["q"].shape[4]
     if job_of_rows(call, job):
-        fold_rows(job, nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.psum), d)
+        fold_rows(call, job, nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.psum), d)
     else:
         product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
         if job["context"]:

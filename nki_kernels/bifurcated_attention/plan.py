@@ -214,6 +214,7 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
                         "state": states[t],
                         "head": head,
                         "blocks": units[j],
+                        "ends": call["old"] and ends and j + 1 == len(units),
                     }
                 )
             if final and call["own"]["suffixes"]:
@@ -260,6 +261,7 @@ def plan_block(jobs, room, state, head, block, chunk_columns):
                 "state": state,
                 "head": head,
                 "block": block,
+                "blocks": [block],
                 "first": first,
                 "tiles": min(tiles, slots - first),
                 "parts": block["cut"]["parts"],
@@ -276,6 +278,7 @@ def plan_suffix(jobs, room, state, head, chunk_columns):
         jobs.append(
             {
                 "context": False,
+                "blocks": [],
                 "room": room,
                 "state": state,
                 "head": head,

@@ -185,7 +185,8 @@ def show_top(state, constants):
 def weigh_rows(call, job, scale):
     """Third stage: exponentials in the dtype of V, tile by tile, and their sum.
 
-    The DMA engines turn `turn_share` of every 8 groups of tiles, where they are whole.
+    The DMA engines turn `turn_share` of every 8 groups of tiles, where they are whole. What ends a
+    call on NeuronCore-v2 comes in halves, of which one is turned while the other is weighed.
     """
     chunk = job["chunk"]
     rows = chunk["rows"]
@@ -197,32 +198,39 @@ def weigh_rows(call, job, scale):
     for block in job["blocks"]:
         slots = block["cut"]["slots"]
         parts = block["cut"]["parts"]
-        weights = nl.ndarray((rows, parts * slots), dtype=dtype, buffer=nl.sbuf)
-        total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        dst = weights
-        data = chunk["logits"][:, at : at + parts * slots]
+        keys = parts * slots
+        weights = nl.ndarray((rows, keys), dtype=dtype, buffer=nl.sbuf)
         tiled = not call["old"]  # gen2 writes strides above 16 bytes at half rate
-        if tiled and slots > 1:
-            dst = weights.ap(pattern=[[parts * slots, rows], [1, parts], [parts, slots]], offset=0)
-            data = chunk["logits"].ap(
-                pattern=[[count, rows], [slots, parts], [1, slots]], offset=at
+        part = slots
+        if job["ends"]:
+            part = (slots + 1) // 2
+        for low in range(0, slots, part):
+            size = min(part, slots - low)
+            dst = weights.ap(pattern=[[keys, rows], [slots, parts], [1, size]], offset=low)
+            if tiled:
+                dst = weights.ap(
+                    pattern=[[keys, rows], [1, parts], [parts, size]], offset=low * parts
+                )
+            total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.activation(
+                dst=dst,
+                op=nl.exp,
+                data=chunk["logits"].ap(
+                    pattern=[[count, rows], [slots, parts], [1, size]], offset=at + low
+                ),
+                bias=chunk["bias"],
+                scale=scale,
+                reduce_op=nl.add,
+                reduce_res=total,
+                reduce_cmd=nisa.reduce_cmd.reset_reduce,
             )
-        nisa.activation(
-            dst=dst,
-            op=nl.exp,
-            data=data,
-            bias=chunk["bias"],
-            scale=scale,
-            reduce_op=nl.add,
-            reduce_res=total,
-            reduce_cmd=nisa.reduce_cmd.reset_reduce,
-        )
-        if at == 0:
-            chunk["total"] = total
-        else:
-            nisa.activation(dst=chunk["total"], op=nl.copy, data=chunk["total"], bias=total)
-        for first in range(0, slots, GROUP):
-            tiles = min(GROUP, slots - first)
+            if at + low == 0:
+                chunk["total"] = total
+            else:
+                nisa.activation(dst=chunk["total"], op=nl.copy, data=chunk["total"], bias=total)
+        group = min(GROUP, part)
+        for first in range(0, slots, group):
+            tiles = min(group, slots - first)
             turned = nl.ndarray((parts, tiles, rows), dtype=dtype, buffer=nl.sbuf)
             for i in range(tiles):
                 chunk["turned"].append(turned[:, i, :])
@@ -230,7 +238,7 @@ def weigh_rows(call, job, scale):
                 nisa.dma_transpose(
                     dst=turned,
                     src=weights.ap(
-                        pattern=[[parts * slots, rows], [parts, tiles], [1, parts]],
+                        pattern=[[keys, rows], [parts, tiles], [1, parts]],
                         offset=first * parts,
                     ),
                     axes=(2, 1, 0),
@@ -241,12 +249,10 @@ def weigh_rows(call, job, scale):
                 views = []
                 for i in range(first, first + tiles):
                     views.append(
-                        weights.ap(
-                            pattern=[[parts * slots, rows], [stride, parts]], offset=i * step
-                        )
+                        weights.ap(pattern=[[keys, rows], [stride, parts]], offset=i * step)
                     )
                 chunk["groups"].append((views, turned))
-        at += parts * slots
+        at += keys
 
 
 def by_dma(call, rows, parts):
@@ -283,14 +289,20 @@ def turn_weights(call, job, constants):
         at = call["copies"]
         call["copies"] = at + 1
         share = call["copy_share"]
+        if job["ends"]:
+            share = 4  # nothing else is left for either engine
         if (at + 1) * share // 8 > at * share // 8:
             nisa.tensor_copy(dst=turned, src=raw, engine=nisa.engine.vector)
         else:
             nisa.activation(dst=turned, op=nl.copy, data=raw)
 
 
-def fold_rows(job, product, d):
-    """Last stage: weights times values, added to the state with the sums."""
+def fold_rows(call, job, product, d):
+    """Last stage: weights times values, added to the state with the sums.
+
+    On NeuronCore-v2 ScalarE takes the product out of PSUM first: VectorE, at two cycles a sum,
+    would keep the port that they share for twice as long.
+    """
     chunk = job["chunk"]
     state = job["state"]
     rows = chunk["rows"]
@@ -308,6 +320,10 @@ def fold_rows(job, product, d):
         nisa.activation(dst=state["o"][:, 0:d], op=nl.copy, data=product)
         nisa.activation(dst=state["o"][:, d : d + 1], op=nl.copy, data=chunk["total"])
         return
+    if call["old"]:
+        copied = nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=copied, op=nl.copy, data=product)
+        product = copied
     nisa.scalar_tensor_tensor(
         dst=state["o"][:, 0:d],
         data=state["o"][:, 0:d],
