@@ -54,7 +54,7 @@ ROWS_GEN2: dict[str, Any] = {
     "suffix_slots": 1,
     "ahead": 2,
     "turns": 8,
-    "copy_share": 2,
+    "copy_share": 3,
     "lag": 3,
     "unit_slots": 16,
     "resident_slots": 16,
@@ -72,7 +72,17 @@ ROWS_GEN3: dict[str, Any] = {
 }
 """What such a call takes instead of the rule below, with more than one row tile."""
 
-ONE_TILE_GEN2 = {"block_slots": 12, "ramp": 4, "ahead": 0, "turns": 4, "copy_share": 3, "lag": 4}
+ONE_TILE_GEN2 = {
+    "block_slots": 6,
+    "ramp": 6,
+    "suffix_slots": 2,
+    "ahead": 1,
+    "turns": 16,
+    "copy_share": 0,
+    "lag": 2,
+    "unit_slots": 8,
+    "resident_slots": 16,
+}
 ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "lag": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
 FEW_SHARE_GEN3 = {"turn_share": 0}
