@@ -101,7 +101,9 @@ def check_runtime(instance: Instance, tp: int) -> None:
     Raises:
         InputError: naming the degrees that are possible there, and who says so.
     """
-    if tp < 1 or tp > instance.cores:
+    if tp < 1:
+        raise InputError(f"tp is {tp}; it must be at least 1")
+    if tp > instance.cores:
         raise InputError(
             f"tp is {tp}; {instance.name} has {instance.cores} cores"
             + (f" (LNC {instance.lnc})" if instance.lnc > 1 else "")

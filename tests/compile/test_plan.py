@@ -193,6 +193,7 @@ def test_kernels_read_caches_in_fp8() -> None:
     [
         ({"instance": "p5.48xlarge"}, "known: trn1"),
         ({"tp": 4}, "has 2 cores"),
+        ({"tp": 0}, "tp is 0; it must be at least 1"),
         ({"instance": "trn1.32xlarge", "tp": 4}, "runtime supports 1, 2, 8, 16, 32"),
         ({"instance": "inf2.48xlarge", "tp": 24}, "4 query heads and 2 key/value heads"),
         ({"contexts": (64, 32)}, "context buckets are 64,32"),
