@@ -51,8 +51,11 @@ def diagonal(grid, value, dtype):
     return tile
 
 
-def transpose_rows(chunks, identity):
-    """Turn up to 512 rows, given as SBUF views [up to 128, d], into one SBUF tile [d, rows]."""
+def transpose_rows(chunks, identity, by_scalar=False):
+    """Turn up to 512 rows, given as SBUF views [up to 128, d], into one SBUF tile [d, rows].
+
+    ScalarE copies it out of PSUM if `by_scalar`, else VectorE.
+    """
     d = chunks[0].shape[1]
     count = 0
     for chunk in chunks:
@@ -69,5 +72,8 @@ def transpose_rows(chunks, identity):
         )
         at += rows
     tile = nl.ndarray((d, count), dtype=chunks[0].dtype, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=tile, src=turned)
+    if by_scalar:
+        nisa.activation(dst=tile, op=nl.copy, data=turned)
+    else:
+        nisa.tensor_copy(dst=tile, src=turned)
     return tile

@@ -17,7 +17,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import MASK, PARTITIONS, head_slices
+from nki_kernels.attention_state.kernel import MASK, PARTITIONS
 from nki_kernels.bifurcated_attention.features import (
     add_features,
     bend_logits,
@@ -25,9 +25,8 @@ from nki_kernels.bifurcated_attention.features import (
     load_features,
     name_dtypes,
     outside_window,
-    stored,
-    widened,
 )
+from nki_kernels.bifurcated_attention.loads import load_keys, load_values
 from nki_kernels.bifurcated_attention.plan import (
     make_passes,
     new_room,
@@ -68,6 +67,7 @@ from nki_kernels.bifurcated_attention.suffix import (
     suffix_product,
     turn_keys,
 )
+from nki_kernels.bifurcated_attention.timetable import timetable
 
 TURNED_ROWS = 64  # a product of the PE array takes the time of 64 columns or more
 TURNED_TILES = 8  # tiles from which on it pays to turn the product at the end
@@ -111,6 +111,10 @@ def bifurcated_attention_kernel(
     lag=2,
     unit_slots=32,
     resident_slots=64,
+    values_late=0,
+    split_units=False,
+    turn_lag=1,
+    start_jobs=0,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -171,6 +175,10 @@ def bifurcated_attention_kernel(
         "turned_groups": 0,
         "unit_slots": unit_slots,
         "resident_slots": resident_slots,
+        "values_late": values_late,
+        "split_units": split_units and row_chunks,  # which windows and the like turn off
+        "turn_lag": turn_lag,
+        "start_jobs": start_jobs,
         "old": nisa.get_nc_version() == nisa.nc_version.gen2,
     }
 
@@ -228,6 +236,7 @@ def run(call, jobs, ahead, turns, lag):
     for job in jobs:
         if len(job) > 0 and not job["context"]:
             own_slots(shared, job["room"])
+    steps = timetable(jobs, call, lag)
     first = jobs[0]  # what it waits for, in the order in which it does
     load_queries(call, first["room"])
     context_len = load_lengths(call["context_len"])
@@ -236,31 +245,34 @@ def run(call, jobs, ahead, turns, lag):
     for job in jobs[0 : ahead + 1]:
         if len(job) > 0:
             load_queries(call, job["room"])
-    if first["context"]:
+    if first["context"] and call["values_late"] == 0:
         load_values(call, first, first["blocks"][0])
     suffix_len = load_lengths(call["suffix_len"])
     shared["context_len"] = in_fp32(context_len)
     shared["suffix_len"] = in_fp32(suffix_len)
     load_features(call, shared)
     for i in range(min(ahead, count)):
-        prepare(call, jobs[i], shared, constants)
-    for step in range(count + lag):
-        prepare(call, job_at(jobs, step + ahead), shared, constants)
+        prepare(call, jobs, i, shared, constants)
+    for step in range(len(steps)):
+        prepare(call, jobs, step + ahead, shared, constants)
         job = job_at(jobs, step)
-        before = job_at(jobs, step - 1)
-        turning = job_at(jobs, step - 2)
-        settle(call, before, constants)
-        if job_of_rows(call, before):
-            weigh_job(call, before, constants)
+        for before in steps[step]["settle"]:
+            settle(call, before, constants)
+        for before in steps[step]["weigh"]:
+            if job_of_rows(call, before):
+                weigh_job(call, before, constants)
         make_logits(call, job, shared, constants)
         if len(job) > 0 and not job_of_rows(call, job):
             find_highest(job["chunk"])
         turn_some(shared, turns, constants)
-        if job_of_rows(call, turning):
-            turn_weights(call, turning, constants)
-        fold(call, job_at(jobs, step - lag), constants)
-        if not job_of_rows(call, before):
-            weigh_job(call, before, constants)
+        for before in steps[step]["turn"]:
+            if job_of_rows(call, before):
+                turn_weights(call, before, constants)
+        for before in steps[step]["fold"]:
+            fold(call, before, constants)
+        for before in steps[step]["weigh"]:
+            if not job_of_rows(call, before):
+                weigh_job(call, before, constants)
 
 
 def job_at(jobs, step):
@@ -306,8 +318,17 @@ def turn_some(shared, turns, constants):
             shared["unturned"].pop(0)
 
 
-def prepare(call, job, shared, constants):
-    """Load what a job needs and no job before it has loaded."""
+def prepare(call, jobs, step, shared, constants):
+    """Load what a job needs and no job before it has loaded, but values of one some jobs before."""
+    prepare_keys(call, job_at(jobs, step), shared, constants)
+    late = job_at(jobs, step - call["values_late"])
+    if len(late) > 0:
+        for block in late["blocks"]:
+            load_values(call, late, block)
+
+
+def prepare_keys(call, job, shared, constants):
+    """Load and make what the first stage of a job needs."""
     if len(job) == 0:
         return
     room = job["room"]
@@ -316,9 +337,8 @@ def prepare(call, job, shared, constants):
         load_suffix(call, job, shared)
     for block in job["blocks"]:
         load_keys(call, job, block)
-        load_values(call, job, block)
     if len(room["queries"]) == 0:
-        turn_queries(room, call["q"].shape[4], constants["identity"])
+        turn_queries(room, call["q"].shape[4], constants["identity"], call["split_units"])
     if job["context"] and call["window"] == 0 and not call["row_chunks"]:
         job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
 
@@ -348,7 +368,7 @@ def fold(call, job, constants):
     rows = job["room"]["rows"]
     d = call["q"].shape[4]
     if job_of_rows(call, job):
-        fold_rows(call, job, nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.psum), d)
+        fold_rows(call, job, d)
     else:
         product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
         if job["context"]:
@@ -365,45 +385,6 @@ def fold(call, job, constants):
 
 
 # --- the context
-
-
-def load_keys(call, job, block):
-    """K of a block, [d, keys] by slices of d."""
-    if len(block["keys"]) > 0:
-        return
-    at, kv, keys = place_of(call, job, block)
-    k_ctx = call["k_ctx"]
-    d = k_ctx.shape[1]
-    width = k_ctx.shape[2]
-    for low, size in head_slices(d):
-        tile = nl.ndarray((size, keys), dtype=call["stored"], buffer=nl.sbuf)
-        pattern = [[width, size], [1, keys]]
-        source = stored(call, k_ctx, pattern, (kv * d + low) * width + at)
-        nisa.dma_copy(dst=tile, src=source, dge_mode=nisa.dge_mode.none)
-        block["keys"].append(widened(call, tile))
-
-
-def load_values(call, job, block):
-    """V of a block, [128, keys a partition · d]."""
-    if "values" in block:
-        return
-    at, kv, _ = place_of(call, job, block)
-    width, d = call["v_ctx"].shape[1:3]
-    slots = block["cut"]["slots"]
-    parts = block["cut"]["parts"]
-    values = nl.ndarray((parts, slots * d), dtype=call["stored"], buffer=nl.sbuf)
-    pattern = [[slots * d, parts], [1, slots * d]]
-    source = stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
-    nisa.dma_copy(dst=values, src=source, dge_mode=nisa.dge_mode.none)
-    block["values"] = widened(call, values)
-
-
-def place_of(call, job, block):
-    """Where a block starts in the caches' slots, of which kv head it is, and its keys."""
-    cut = block["cut"]
-    slots = call["k_ctx"].shape[2] // call["context_len"].shape[0]
-    at = job["room"]["group"] * slots + cut["start"]
-    return at, job["room"]["kv"] + job["head"], cut["parts"] * cut["slots"]
 
 
 def dead_keys(group, cut, shared, constants):

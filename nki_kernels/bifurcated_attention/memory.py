@@ -1,7 +1,8 @@
 """How much SBUF a call of the decode kernel takes, from its sizes: what `tuning.schedule` must fit.
 
 A tile lives from the step that loads or makes it to the step that last reads it. Steps are those of
-`kernel.run`, whose order of jobs is imitated here: loads are `ahead` steps early, folds `lag` late.
+`kernel.run`, whose order of jobs is imitated here: loads are `ahead` steps early, folds `lag` late,
+and later where units are split.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ PARTITIONS = 128
 CONSTANTS = 4096
 """Bytes of identities, diagonals and small tiles a partition; 2.3 to 3.2 KiB are measured."""
 
+FOLD_LAG = 2
+"""`timetable.FOLD_LAG`."""
+
 DEPTHS = 4
 """So many times the pipeline's depth of jobs show all that can lie there at once."""
 
@@ -29,6 +33,14 @@ class Step:
 
     blocks: tuple[tuple[int, int], ...]
     tiles: int
+
+
+def waits(plan: Any) -> tuple[int, int]:
+    """Steps at most from a chunk's logits to its exponentials, and to its product with V."""
+    if not plan.split_units:
+        return 1, plan.lag
+    weighed = plan.unit_slots // plan.block_slots + 1
+    return weighed, weighed + max(plan.lag, plan.turn_lag + FOLD_LAG)
 
 
 def suffix_span(S_dec: int, suffix_slots: int) -> int:
@@ -65,7 +77,8 @@ def sbuf_bytes(plan: Any, shape: Shape, element_bytes: int, gen2: bool) -> int:
     """
     need = _Sizes(plan, shape, element_bytes, gen2)
     steps = list(_steps(plan, shape, need))
-    alive = [0] * (len(steps) + plan.ahead + plan.lag + 4)
+    folded = waits(plan)[1]
+    alive = [0] * (len(steps) + plan.ahead + folded + 4)
 
     def hold(first: int, last: int, size: int) -> None:
         for i in range(max(0, first), last + 1):
@@ -80,7 +93,7 @@ def sbuf_bytes(plan: Any, shape: Shape, element_bytes: int, gen2: bool) -> int:
     for (_, slots), at in users.items():
         keys, values = need.block(slots)
         hold(at[0] - plan.ahead, at[-1], keys)
-        hold(at[0] - plan.ahead, at[-1] + plan.lag, values)
+        hold(at[0] - plan.ahead, at[-1] + folded, values)
     return need.always() + max(alive)
 
 
@@ -129,7 +142,8 @@ class _Sizes:
 
         A step turns the suffix keys of the next job when it needs its own no more.
         """
-        ahead, lag, size = self.plan.ahead, self.plan.lag, self.element_bytes
+        weighed, lag = waits(self.plan)
+        ahead, size = self.plan.ahead, self.element_bytes
         if not step.blocks:
             tiles = self.blocks * step.tiles
             yield -ahead, lag, tiles * self.shape.d * size  # V
@@ -142,14 +156,15 @@ class _Sizes:
         if not step.blocks or not self.plan.row_chunks:
             yield 1, lag, self.rows * step.tiles * size  # weights
             return
-        yield 0, 1, 4 * step.tiles * PARTITIONS  # logits
-        yield 1, 2, step.tiles * PARTITIONS * size
+        turned = weighed + (self.plan.turn_lag if self.plan.split_units else 1)
+        yield 0, weighed, 4 * step.tiles * PARTITIONS  # logits
+        yield 1, turned, step.tiles * PARTITIONS * size
         yield 1, lag, step.tiles * self.rows * size  # weights, turned
 
 
 def _steps(plan: Any, shape: Shape, need: _Sizes) -> Iterator[Step]:
     """Jobs in the order of `plan.plan_head`, with blocks of full size, as many as matter."""
-    depth = plan.ahead + plan.lag + 2
+    depth = plan.ahead + waits(plan)[1] + 2
     slots = -(-shape.S_ctx // PARTITIONS)
     held = plan.resident_slots if plan.row_chunks else plan.block_slots
     slots = min(slots, 2 * max(depth * plan.block_slots, held))
@@ -192,6 +207,8 @@ def _head(
                     yield Step(tuple(blocks), min(need.chunk_tiles, blocks[0][1] - at))
                 continue
             together = max(1, plan.unit_slots // plan.block_slots)
+            if plan.split_units:
+                together = 1
             for i in range(0, len(blocks), together):
                 unit = tuple(blocks[i : i + together])
                 yield Step(unit, sum(size for _, size in unit))

@@ -204,32 +204,69 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
             starts = first and i == 0 and t == 0
             final = i + 1 == len(resident)
             ends = last and final and t + 1 == len(rooms)
-            units = join_blocks(blocks, call["unit_slots"], starts, ends)
-            for j in range(len(units)):
-                states[t]["jobs"] += 1
-                jobs.append(
-                    {
-                        "context": True,
-                        "room": rooms[t],
-                        "state": states[t],
-                        "head": head,
-                        "blocks": units[j],
-                        "ends": call["old"] and ends and j + 1 == len(units),
-                    }
-                )
-            if final and call["own"]["suffixes"]:
-                plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+            units = join_blocks(
+                blocks, call["unit_slots"], singles(len(blocks), starts, ends, call["split_units"])
+            )
+            suffix_at = len(units)
+            if ends and call["split_units"]:
+                suffix_at -= 1  # the last job is one of the context: less is left to do after it
+            for j in range(len(units) + 1):
+                if j == suffix_at and final and call["own"]["suffixes"]:
+                    plan_suffix(jobs, rooms[t], states[t], head, chunk_columns)
+                if j < len(units):
+                    plan_unit(jobs, rooms[t], states[t], head, units[j], call["split_units"])
+                    jobs[-1]["ends"] = call["old"] and ends and j + 1 == len(units)
 
 
-def join_blocks(blocks, slots, starts, ends):
-    """Consecutive blocks in units of at most `slots`; single ones at the start or the end."""
+def plan_unit(jobs, room, state, head, blocks, split):
+    """Append the jobs of blocks that share one maximum: one of all, or with `split` one a block."""
+    pieces: list = [blocks]
+    if split:
+        pieces = []
+        for block in blocks:
+            pieces.append([block])
+    unit: dict = {"blocks": blocks, "found": 0, "weighed": 0, "folded": 0}
+    for i in range(len(pieces)):
+        state["jobs"] += 1
+        jobs.append(
+            {
+                "context": True,
+                "room": room,
+                "state": state,
+                "head": head,
+                "blocks": pieces[i],
+                "unit": unit,
+                "ends": False,  # the call, on NeuronCore-v2
+                "closes": i + 1 == len(pieces),  # the unit
+                "by_dma": False,
+                "copied_by": "",
+            }
+        )
+
+
+def singles(count, starts, ends, split):
+    """Of so many blocks, those before the first number and from the second on are units alone.
+
+    Where a call starts or ends: half of them, or few if units are split, as their jobs are not
+    larger than these.
+    """
+    first = 0
+    last = count
+    if starts:
+        first = 2 if split else count // 2 + 1
+    if ends:
+        last = count - 1 if split else count // 2
+    return first, last
+
+
+def join_blocks(blocks, slots, alone):
+    """Consecutive blocks in units of at most `slots`; single ones before and behind `alone`."""
     units: list = []
     held = 0
-    half = len(blocks) // 2
     for i in range(len(blocks)):
         size = blocks[i]["cut"]["slots"]
-        single = (starts and i <= half) or (ends and i >= half)
-        if len(units) == 0 or single or held + size > slots:
+        single = i < alone[0] or i >= alone[1]
+        if len(units) == 0 or single or i == alone[0] or held + size > slots:
             units.append([])
             held = 0
         units[-1].append(blocks[i])

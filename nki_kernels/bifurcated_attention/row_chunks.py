@@ -37,7 +37,12 @@ def row_logits(call, job, shared, constants):
             spans.append((block, at, count + at, min(SPAN, keys - at)))
         count += keys
     logits = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
-    tops = nl.ndarray((rows, len(spans)), dtype=nl.float32, buffer=nl.sbuf)
+    unit = job["unit"]
+    if unit["found"] == 0:
+        spans_of_unit = 0
+        for block in unit["blocks"]:
+            spans_of_unit += -(-block["cut"]["parts"] * block["cut"]["slots"] // SPAN)
+        unit["tops"] = nl.ndarray((rows, spans_of_unit), dtype=nl.float32, buffer=nl.sbuf)
     group = job["room"]["group"]
     for j in range(len(spans)):
         block, at, column, size = spans[j]
@@ -51,7 +56,8 @@ def row_logits(call, job, shared, constants):
                     moving=block["keys"][i][:, at + low : at + high],
                 )
         kept = logits[:, column : column + size]
-        top = tops[:, j : j + 1]
+        top = unit["tops"][:, unit["found"] : unit["found"] + 1]
+        unit["found"] += 1
         key = block["cut"]["start"] + at
         if call["old"]:
             mask_dead(raw, key, group, rows, shared, constants)
@@ -77,7 +83,7 @@ def row_logits(call, job, shared, constants):
                 reduce_cmd=nisa.reduce_cmd.reset_reduce,
                 on_false_value=LEAST,
             )
-    job["chunk"] = {"rows": rows, "logits": logits, "tops": tops, "count": count}
+    job["chunk"] = {"rows": rows, "logits": logits, "count": count}
 
 
 def mask_dead(raw, start, group, rows, shared, constants):
@@ -133,15 +139,15 @@ def settle_rows(job, scale, constants):
 
     The maximum is rounded as that of other chunks is, but not written down: see `show_top`.
     """
-    chunk = job["chunk"]
+    unit = job["unit"]
     state = job["state"]
-    rows = chunk["rows"]
+    rows = job["room"]["rows"]
     if len(state["found"]) == 0:
         shape = (rows, state["jobs"] + 1)
         state["found"].append(nl.ndarray(shape, dtype=constants["minus"].dtype, buffer=nl.sbuf))
     at = state["units"]
     found = state["found"][0][:, at : at + 1]
-    nisa.tensor_reduce(dst=found, op=nl.maximum, data=chunk["tops"], axis=1)
+    nisa.tensor_reduce(dst=found, op=nl.maximum, data=unit["tops"], axis=1)
     bias = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     fresh = len(state["top"]) + len(state["bias"]) == 0
     if fresh:
@@ -162,12 +168,12 @@ def settle_rows(job, scale, constants):
         nisa.scalar_tensor_tensor(
             dst=bias, data=found, op0=nl.multiply, operand0=-scale, op1=nl.minimum, operand1=before
         )
-        chunk["decay"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=chunk["decay"], op=nl.exp, data=before, bias=bias, scale=-1.0)
+        unit["decay"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=unit["decay"], op=nl.exp, data=before, bias=bias, scale=-1.0)
     if state["exact"]:
-        join_highest(chunk["tops"], state)
-    chunk["fresh"] = fresh
-    chunk["bias"] = bias
+        join_highest(unit["tops"], state)
+    unit["fresh"] = fresh
+    unit["bias"] = bias
     state["bias"].append(bias)
     state["units"] = at + 1
 
@@ -189,6 +195,7 @@ def weigh_rows(call, job, scale):
     call on NeuronCore-v2 comes in halves, of which one is turned while the other is weighed.
     """
     chunk = job["chunk"]
+    unit = job["unit"]
     rows = chunk["rows"]
     count = chunk["count"]
     dtype = call["q"].dtype
@@ -211,30 +218,17 @@ def weigh_rows(call, job, scale):
                 dst = weights.ap(
                     pattern=[[keys, rows], [1, parts], [parts, size]], offset=low * parts
                 )
-            total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.activation(
-                dst=dst,
-                op=nl.exp,
-                data=chunk["logits"].ap(
-                    pattern=[[count, rows], [slots, parts], [1, size]], offset=at + low
-                ),
-                bias=chunk["bias"],
-                scale=scale,
-                reduce_op=nl.add,
-                reduce_res=total,
-                reduce_cmd=nisa.reduce_cmd.reset_reduce,
+            data = chunk["logits"].ap(
+                pattern=[[count, rows], [slots, parts], [1, size]], offset=at + low
             )
-            if at + low == 0:
-                chunk["total"] = total
-            else:
-                nisa.activation(dst=chunk["total"], op=nl.copy, data=chunk["total"], bias=total)
+            weigh_block(unit, dst, data, scale, call["split_units"])
         group = min(GROUP, part)
         for first in range(0, slots, group):
             tiles = min(group, slots - first)
             turned = nl.ndarray((parts, tiles, rows), dtype=dtype, buffer=nl.sbuf)
             for i in range(tiles):
                 chunk["turned"].append(turned[:, i, :])
-            if by_dma(call, rows, parts):
+            if turned_by_dma(call, job, rows, parts):
                 nisa.dma_transpose(
                     dst=turned,
                     src=weights.ap(
@@ -255,14 +249,52 @@ def weigh_rows(call, job, scale):
         at += keys
 
 
-def by_dma(call, rows, parts):
-    """Whether the DMA engines turn the next group of tiles."""
+def turned_by_dma(call, job, rows, parts):
+    """Whether the DMA engines turn the next group of tiles; timetable.py says so of split units."""
+    if call["split_units"]:
+        return job["by_dma"]
     share = call["turn_share"]
     if share == 0 or parts < PARTITIONS or rows < PARTITIONS:
         return False
     at = call["turned_groups"]
     call["turned_groups"] = at + 1
     return (at + 1) * share // 8 > at * share // 8
+
+
+def weigh_block(unit, dst, data, scale, split):
+    """The exponentials of a block, whose sum joins the unit's.
+
+    That of a split unit grows in ScalarE's register, and is read out once.
+    """
+    rows = data.shape[0]
+    first = unit["weighed"] == 0
+    unit["weighed"] += 1
+    if split and unit["weighed"] < len(unit["blocks"]):
+        nisa.activation(
+            dst=dst,
+            op=nl.exp,
+            data=data,
+            bias=unit["bias"],
+            scale=scale,
+            reduce_op=nl.add,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce if first else nisa.reduce_cmd.reduce,
+        )
+        return
+    total = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(
+        dst=dst,
+        op=nl.exp,
+        data=data,
+        bias=unit["bias"],
+        scale=scale,
+        reduce_op=nl.add,
+        reduce_res=total,
+        reduce_cmd=nisa.reduce_cmd.reduce if split and not first else nisa.reduce_cmd.reset_reduce,
+    )
+    if split or first:
+        unit["total"] = total
+    else:
+        nisa.activation(dst=unit["total"], op=nl.copy, data=unit["total"], bias=total)
 
 
 def turn_weights(call, job, constants):
@@ -286,26 +318,37 @@ def turn_weights(call, job, constants):
                 )
             else:
                 nisa.nc_transpose(dst=raw[:, i, :], data=views[i], engine=nisa.engine.tensor)
-        at = call["copies"]
-        call["copies"] = at + 1
-        share = call["copy_share"]
-        if job["ends"]:
-            share = 4  # nothing else is left for either engine
-        if (at + 1) * share // 8 > at * share // 8:
+        if copied_by_vector(call, job):
             nisa.tensor_copy(dst=turned, src=raw, engine=nisa.engine.vector)
         else:
             nisa.activation(dst=turned, op=nl.copy, data=raw)
 
 
-def fold_rows(call, job, product, d):
-    """Last stage: weights times values, added to the state with the sums.
+def copied_by_vector(call, job):
+    """Whether VectorE copies the next group of tiles out of PSUM."""
+    if job["copied_by"] != "":
+        return job["copied_by"] == "vector"
+    share = call["copy_share"]
+    if job["ends"]:
+        share = 4  # nothing else is left for either engine
+    at = call["copies"]
+    call["copies"] = at + 1
+    return (at + 1) * share // 8 > at * share // 8
+
+
+def fold_rows(call, job, d):
+    """Last stage: weights times values; the unit's last are added to the state with the sums.
 
     On NeuronCore-v2 ScalarE takes the product out of PSUM first: VectorE, at two cycles a sum,
     would keep the port that they share for twice as long.
     """
     chunk = job["chunk"]
+    unit = job["unit"]
     state = job["state"]
     rows = chunk["rows"]
+    if "product" not in unit:
+        unit["product"] = nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.psum)
+    product = unit["product"]
     at = 0
     for block in job["blocks"]:
         for tile in range(block["cut"]["slots"]):
@@ -315,10 +358,13 @@ def fold_rows(call, job, product, d):
                 moving=block["values"][:, tile * d : (tile + 1) * d],
             )
             at += 1
-    if chunk["fresh"]:
+    unit["folded"] += len(job["blocks"])
+    if unit["folded"] < len(unit["blocks"]):
+        return
+    if unit["fresh"]:
         state["o"] = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.activation(dst=state["o"][:, 0:d], op=nl.copy, data=product)
-        nisa.activation(dst=state["o"][:, d : d + 1], op=nl.copy, data=chunk["total"])
+        nisa.activation(dst=state["o"][:, d : d + 1], op=nl.copy, data=unit["total"])
         return
     if call["old"]:
         copied = nl.ndarray((rows, d), dtype=nl.float32, buffer=nl.sbuf)
@@ -328,9 +374,9 @@ def fold_rows(call, job, product, d):
         dst=state["o"][:, 0:d],
         data=state["o"][:, 0:d],
         op0=nl.multiply,
-        operand0=chunk["decay"],
+        operand0=unit["decay"],
         op1=nl.add,
         operand1=product,
     )
     total = state["o"][:, d : d + 1]
-    nisa.activation(dst=total, op=nl.copy, data=total, scale=chunk["decay"], bias=chunk["total"])
+    nisa.activation(dst=total, op=nl.copy, data=total, scale=unit["decay"], bias=unit["total"])

@@ -48,8 +48,11 @@ def load_queries(call, room):
     room["loaded"].append(loaded)
 
 
-def turn_queries(room, d, identity):
-    """Turn them: room["queries"] has for each kv head SBUF views [up to 128 of d, rows]."""
+def turn_queries(room, d, identity, by_scalar):
+    """Turn them: room["queries"] has for each kv head SBUF views [up to 128 of d, rows].
+
+    ScalarE copies them out of PSUM if `by_scalar`, else VectorE.
+    """
     rows = room["rows"]
     loaded = room["loaded"][0]
     together = BANK // rows  # heads whose transposes share a PSUM bank
@@ -62,7 +65,7 @@ def turn_queries(room, d, identity):
             for j in range(count):
                 at = (i + j) * d + low
                 chunks.append(loaded[:, at : at + size])
-            columns = transpose_rows(chunks, identity)
+            columns = transpose_rows(chunks, identity, by_scalar)
             for j in range(count):
                 room["queries"][i + j].append(columns[:, j * rows : (j + 1) * rows])
 
@@ -92,12 +95,11 @@ def finish(call, job, d):
     nisa.reciprocal(dst=inverse, data=inverse)
     if call["with_scales"]:
         scale_values(call, job, inverse)
-    nisa.tensor_scalar(
-        dst=room["results"][0][:, i * d : (i + 1) * d],
-        data=state["o"][:, 0:d],
-        op0=nl.multiply,
-        operand0=inverse,
-    )
+    result = room["results"][0][:, i * d : (i + 1) * d]
+    if call["split_units"]:  # VectorE is what such a call waits for
+        nisa.activation(dst=result, op=nl.copy, data=state["o"][:, 0:d], scale=inverse)
+    else:
+        nisa.tensor_scalar(dst=result, data=state["o"][:, 0:d], op0=nl.multiply, operand0=inverse)
     if len(call["stores"]) > 1:
         # Of a row that saw no key the max is MASK, which absorbs.
         highest = state["highest"][-1]

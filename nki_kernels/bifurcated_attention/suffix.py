@@ -139,16 +139,23 @@ def dead_slots(call, job, shared):
     r = call["suffix_len"].shape[1]
     slot = own_slots(shared, room)
     dead = nl.ndarray((parts, tiles * queries), dtype=nl.bfloat16, buffer=nl.sbuf)
+    lengths = shared["suffix_len"].ap(
+        pattern=[[call["q"].shape[0] * r, parts], [0, tiles], [1, samples], [0, tokens]],
+        offset=room["group"] * r + s,
+    )
+    slots = slot[:, 0 : tiles * queries]
+    if call["split_units"] and job["first"] == 0:  # VectorE is what such a call waits for
+        nisa.tensor_tensor(
+            dst=dead, data1=slots, data2=lengths, op=nl.greater_equal, engine=nisa.engine.gpsimd
+        )
+        return dead
     nisa.scalar_tensor_tensor(
         dst=dead,
-        data=slot[:, 0 : tiles * queries],
+        data=slots,
         op0=nl.add,
         operand0=job["first"] * 1.0,
         op1=nl.greater_equal,
-        operand1=shared["suffix_len"].ap(
-            pattern=[[call["q"].shape[0] * r, parts], [0, tiles], [1, samples], [0, tokens]],
-            offset=room["group"] * r + s,
-        ),
+        operand1=lengths,
     )
     if call["window"] > 0:
         before_suffix_window(call, job, shared, slot, dead)

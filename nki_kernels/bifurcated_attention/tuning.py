@@ -120,6 +120,12 @@ class Schedule:
         unit_slots: keys a partition that share one maximum. Changes the rounding.
         resident_slots: of as many keys a partition the blocks stay in SBUF, where one row tile
             after the other meets them.
+        values_late: chunks by which values of the context come behind its keys.
+        split_units: whether each block of as many keys as share one maximum is a chunk of its own
+            from its logits to its product with V (timetable.py; not on NeuronCore-v2). Blocks have
+            at most 8 slots then. The fields below are about it.
+        turn_lag: chunks between the exponentials of one and TensorE turning them.
+        start_jobs: of so many chunks at the start of a call TensorE turns all weights.
     """
 
     heads_per_pass: int
@@ -140,6 +146,10 @@ class Schedule:
     lag: int = 2
     unit_slots: int = 32
     resident_slots: int = 64
+    values_late: int = 0
+    split_units: bool = False
+    turn_lag: int = 1
+    start_jobs: int = 0
 
 
 def tile_samples(shape: Shape) -> int:

@@ -41,7 +41,7 @@ from tests.nki_kernels.running import (
     simulate,
 )
 
-PIECES = ("plan", "stages", "features", "suffix", "rows", "kernel")
+PIECES = ("plan", "timetable", "stages", "features", "suffix", "rows", "loads", "kernel")
 """Files of a room, what imports after what it takes."""
 
 DECODE_CASES = [

@@ -30,6 +30,9 @@ pytestmark = [
 RUN = runner(BIFURCATED, bifurcated_options)
 SMALL: dict[str, Any] = {"row_chunks": True, "block_slots": 4, "ramp": 1, "lag": 3}
 """Blocks of 128 to 512 keys."""
+SPLIT: dict[str, Any] = SMALL | {"split_units": True, "unit_slots": 8, "resident_slots": 16}
+"""Each block a chunk of its own, some of them sharing a maximum."""
+SPLIT |= {"turn_lag": 3, "start_jobs": 2, "values_late": 1, "ahead": 2}
 TARGETS = ("trn1", "trn2")
 FULL = Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", gap=0)
 """Row tiles of 128, so that DMA may turn their weights; the last block is no whole one."""
@@ -51,6 +54,11 @@ def test_any_rows(case: Case, target: str) -> None:
     hold(RUN, case, target, **SMALL)
 
 
+@pytest.mark.parametrize("case", FEATURES, ids=str)
+def test_any_split_rows(case: Case) -> None:
+    hold(RUN, case, "trn2", **SPLIT)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 512, 513, 1024, 1279, 1280, 1281, 1300])
@@ -64,6 +72,20 @@ def test_any_length(length: int, target: str, dtype: str) -> None:
         results.append(RUN(arguments, target, return_state=True, turn_share=share, **SMALL))
     expected, _, _ = oracle(arguments)
     assert error(results[1][0], expected) <= tolerance(expected, dtype, largest_logit(arguments))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("length", [0, 1, 511, 513, 1024, 1281, 1300])
+def test_any_length_of_split_units(length: int) -> None:
+    """As above; `dead` blocks share a maximum with live ones, and DMA turns some."""
+    full = make(FULL)
+    results = []
+    for poison in (0.0, POISON):
+        arguments = cut_at(full, length, poison)
+        results.append(RUN(arguments, "trn2", return_state=True, turn_share=5, **SPLIT))
+    expected, _, _ = oracle(arguments)
+    bound = tolerance(expected, FULL.dtype, largest_logit(arguments))
+    assert error(results[1][0], expected) <= bound
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -81,11 +103,24 @@ def test_lag_changes_no_bit(lag: int) -> None:
     assert torch.equal(RUN(arguments, "trn2", **SMALL | {"lag": lag}), expected)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"lag": 7}, {"turn_lag": 1}, {"turn_share": 0}, {"start_jobs": 9}], ids=str
+)
+def test_order_of_split_units_changes_little(changed: dict[str, Any]) -> None:
+    """Who turns weights, and when, is a matter of speed; values join in another order at most."""
+    arguments = make(FULL)
+    sizes = SPLIT | {"turn_share": 4}
+    expected = RUN(arguments, "trn2", **sizes).float()
+    found = RUN(arguments, "trn2", **sizes | changed).float()
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_ten_thousand(dtype: str) -> None:
     case = Case(m_c=700, m_d=9, b=20, h=4, g=1, d=64, logit_scale=3000.0, dtype=dtype)
     for target in TARGETS:
         hold(RUN, case, target, **SMALL)
+    hold(RUN, case, "trn2", **SPLIT)
 
 
 @pytest.mark.parametrize("lnc", [1, 2])
@@ -102,6 +137,7 @@ def test_with_what_it_serves(case: Case, lnc: int) -> None:
     """Sinks, fp16, wide heads and two cores; shares of the context among them."""
     sizes = SMALL | {"block_slots": 8}
     hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **sizes)
+    hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **SPLIT)
     if lnc == 1:
         hold(RUN, case, "trn1", **sizes)
 

@@ -16,7 +16,7 @@ PACKAGE = Path(nki_kernels.__file__).parent
 KERNELS = sorted(PACKAGE.glob("*/kernel.py"))
 PIECES = sorted(
     {p for p in PACKAGE.glob("*/*.py") if "import nki.isa" in p.read_text()}
-    | {*PACKAGE.glob("*/plan.py"), *PACKAGE.glob("*/pieces.py")}
+    | {p for stem in ("plan", "timetable", "pieces") for p in PACKAGE.glob(f"*/{stem}.py")}
 )
 """What kernels are made of: all of it keeps to their rules."""
 LAUNCHED = [path for path in KERNELS if path.parent.name != "attention_state"]
