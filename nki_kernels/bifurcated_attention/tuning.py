@@ -85,6 +85,60 @@ ONE_TILE_GEN2 = {
 }
 ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "lag": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
+SPLIT_GEN3: dict[str, Any] = {
+    "split_units": True,
+    "block_slots": 8,
+    "turn_share": 5,
+    "copy_share": 8,
+    "ahead": 4,
+    "values_late": 3,
+    "turn_lag": 5,
+    "start_jobs": 3,
+    "lag": 8,
+    "unit_slots": 24,
+    "resident_slots": 40,
+    "suffix_slots": 2,
+}
+"""And on NeuronCore-v3, where 16-bit weights of several tiles are turned by DMA in part."""
+
+FOUR_TILES_GEN3 = {
+    "turn_share": 6,
+    "copy_share": 6,
+    "turn_lag": 4,
+    "start_jobs": 4,
+    "lag": 9,
+    "unit_slots": 32,
+    "resident_slots": 48,
+}
+EIGHT_TILES_GEN3 = {
+    "copy_share": 4,
+    "ahead": 5,
+    "turn_lag": 6,
+    "start_jobs": 4,
+    "unit_slots": 48,
+}
+"""And from so many row tiles on."""
+
+FEW_ROWS_GEN3 = {
+    "suffix_slots": 4,
+    "ahead": 3,
+    "values_late": 1,
+    "turn_lag": 4,
+    "start_jobs": 6,
+    "unit_slots": 16,
+    "resident_slots": 32,
+}
+FOUR_TILES_FEW_ROWS_GEN3 = {
+    "copy_share": 5,
+    "ahead": 5,
+    "values_late": 2,
+    "turn_lag": 5,
+    "start_jobs": 4,
+    "lag": 9,
+    "unit_slots": 32,
+}
+"""And with fewer than MANY_ROWS a suffix: DMA has more of them to bring, and turns less."""
+
 FEW_SHARE_GEN3 = {"turn_share": 0}
 ONE_TILE_FEW_SHARE_GEN3 = {"block_slots": 32, "ramp": 16}
 """And with fewer than SHARED_ROWS: DMA has the suffixes to bring and no time to turn weights."""
@@ -241,7 +295,7 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
     )
     long_context = not gen2 and rows == 128 and shape.S_ctx >= samples * shape.S_dec
     if rows >= ROWS_FIRST and (per_slot >= SHARED_ROWS or long_context):
-        for sizes in rows_first(shape, element_bytes, gen2, tiles * shape.G == 1, most):
+        for sizes in rows_first(shape, element_bytes, gen2, tiles * shape.G):
             turned = replace(plan, **sizes)
             if fits(turned, shape, element_bytes, gen2):
                 return turned
@@ -255,16 +309,23 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
 
 
 def rows_first(
-    shape: Shape, element_bytes: int, gen2: bool, one_tile: bool, most: int
+    shape: Shape, element_bytes: int, gen2: bool, tiles: int
 ) -> Iterator[dict[str, Any]]:
-    """Sizes with query rows on partitions for the context, from the fastest to the smallest."""
+    """Sizes with query rows on partitions for the context, from the fastest to the smallest.
+
+    Args:
+        tiles: row tiles of all groups.
+    """
+    per_suffix = shape.n * shape.p
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
-    if one_tile:
+    if tiles == 1:
         sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
-    if not gen2 and shape.n * shape.p < MANY_ROWS:
+    if not gen2 and per_suffix < MANY_ROWS:
         sizes = sizes | {"suffix_slots": 8}
-    if not gen2 and shape.n * shape.p < SHARED_ROWS:
-        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if one_tile else {})
+    if not gen2 and per_suffix < SHARED_ROWS:
+        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if tiles == 1 else {})
+    elif not gen2 and tiles > 1 and element_bytes == 2 and splits(shape):
+        sizes = sizes | split_sizes(per_suffix, tiles)
     if element_bytes == 4:
         sizes = sizes | {"turn_share": 0, "lag": 3}
     while sizes["resident_slots"] > sizes["unit_slots"]:
@@ -273,8 +334,29 @@ def rows_first(
     while sizes["unit_slots"] >= 8:
         yield sizes
         half = sizes["unit_slots"] // 2
-        sizes = sizes | dict.fromkeys(("block_slots", "unit_slots", "resident_slots"), half)
-        sizes["ramp"] = min(sizes["ramp"], half)
+        sizes = sizes | dict.fromkeys(("unit_slots", "resident_slots"), half)
+        sizes["block_slots"] = (
+            min(half, SPLIT_GEN3["block_slots"]) if "split_units" in sizes else half
+        )
+        sizes["ramp"] = min(sizes["ramp"], sizes["block_slots"])
+
+
+def splits(shape: Shape) -> bool:
+    """Whether NeuronCore-v3 splits units: d is one slice, and its context long.
+
+    At least twice as long as all suffixes of a row tile; else smaller jobs gain nothing.
+    """
+    samples = max(1, 128 // (shape.n * shape.p))
+    return shape.d <= 128 and shape.S_ctx >= 2 * samples * shape.S_dec
+
+
+def split_sizes(per_suffix: int, tiles: int) -> dict[str, Any]:
+    """Sizes of a call on NeuronCore-v3 whose units are split."""
+    if per_suffix < MANY_ROWS:
+        return SPLIT_GEN3 | FEW_ROWS_GEN3 | (FOUR_TILES_FEW_ROWS_GEN3 if tiles >= 4 else {})
+    if tiles >= 8:
+        return SPLIT_GEN3 | EIGHT_TILES_GEN3
+    return SPLIT_GEN3 | (FOUR_TILES_GEN3 if tiles >= 4 else {})
 
 
 def kernel_options(
