@@ -91,10 +91,10 @@ SPLIT_GEN3: dict[str, Any] = {
     "turn_share": 5,
     "copy_share": 8,
     "ahead": 4,
-    "values_late": 3,
+    "values_late": 5,
     "turn_lag": 5,
     "start_jobs": 3,
-    "lag": 8,
+    "lag": 6,
     "unit_slots": 24,
     "resident_slots": 40,
     "suffix_slots": 2,
@@ -102,6 +102,7 @@ SPLIT_GEN3: dict[str, Any] = {
 """And on NeuronCore-v3, where 16-bit weights of several tiles are turned by DMA in part."""
 
 FOUR_TILES_GEN3 = {
+    "values_late": 3,
     "turn_share": 6,
     "copy_share": 6,
     "turn_lag": 4,
@@ -113,8 +114,10 @@ FOUR_TILES_GEN3 = {
 EIGHT_TILES_GEN3 = {
     "copy_share": 4,
     "ahead": 5,
+    "values_late": 3,
     "turn_lag": 6,
     "start_jobs": 4,
+    "lag": 8,
     "unit_slots": 48,
 }
 """And from so many row tiles on."""
@@ -125,12 +128,13 @@ FEW_ROWS_GEN3 = {
     "values_late": 1,
     "turn_lag": 4,
     "start_jobs": 6,
+    "lag": 8,
     "unit_slots": 16,
     "resident_slots": 32,
 }
 FOUR_TILES_FEW_ROWS_GEN3 = {
     "copy_share": 5,
-    "ahead": 5,
+    "ahead": 6,
     "values_late": 2,
     "turn_lag": 5,
     "start_jobs": 4,
