@@ -239,11 +239,13 @@ def run(call, jobs, ahead, turns, lag):
     steps = timetable(jobs, call, lag)
     first = jobs[0]  # what it waits for, in the order in which it does
     load_queries(call, first["room"])
+    if first["context"] and call["values_late"] > 0:
+        load_keys(call, first, first["blocks"][0])
     context_len = load_lengths(call["context_len"])
     if first["context"]:
         load_keys(call, first, first["blocks"][0])
     for job in jobs[0 : ahead + 1]:
-        if len(job) > 0:
+        if len(job) > 0 and call["values_late"] == 0:  # else nothing stands in their way
             load_queries(call, job["room"])
     if first["context"] and call["values_late"] == 0:
         load_values(call, first, first["blocks"][0])
