@@ -18,6 +18,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.attention_state.kernel import MASK, PARTITIONS
+from nki_kernels.bifurcated_attention.closing import choose_closing, close, set_apart
 from nki_kernels.bifurcated_attention.features import (
     add_features,
     bend_logits,
@@ -36,6 +37,7 @@ from nki_kernels.bifurcated_attention.plan import (
 )
 from nki_kernels.bifurcated_attention.row_chunks import (
     fold_rows,
+    round_top,
     row_logits,
     settle_rows,
     show_top,
@@ -62,6 +64,7 @@ from nki_kernels.bifurcated_attention.stages import (
 )
 from nki_kernels.bifurcated_attention.suffix import (
     load_suffix,
+    load_suffix_values,
     own_slots,
     suffix_logits,
     suffix_product,
@@ -115,6 +118,7 @@ def bifurcated_attention_kernel(
     split_units=False,
     turn_lag=1,
     start_jobs=0,
+    ramp_down=0,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -199,7 +203,7 @@ def bifurcated_attention_kernel(
                 call,
                 rooms,
                 i,
-                [block_slots, ramp, chunk_columns],
+                [block_slots, (ramp, ramp_down or ramp), chunk_columns],
                 number + i == 0,
                 number + 1 == len(passes) and i + 1 == heads,
             )
@@ -236,16 +240,17 @@ def run(call, jobs, ahead, turns, lag):
     for job in jobs:
         if len(job) > 0 and not job["context"]:
             own_slots(shared, job["room"])
+    choose_closing(call, jobs)
     steps = timetable(jobs, call, lag)
     first = jobs[0]  # what it waits for, in the order in which it does
     load_queries(call, first["room"])
-    if first["context"] and call["values_late"] > 0:
+    if first["context"] and call["split_units"]:
         load_keys(call, first, first["blocks"][0])
     context_len = load_lengths(call["context_len"])
     if first["context"]:
         load_keys(call, first, first["blocks"][0])
     for job in jobs[0 : ahead + 1]:
-        if len(job) > 0 and call["values_late"] == 0:  # else nothing stands in their way
+        if len(job) > 0 and not call["split_units"]:  # where nothing stands in their way
             load_queries(call, job["room"])
     if first["context"] and call["values_late"] == 0:
         load_values(call, first, first["blocks"][0])
@@ -295,9 +300,9 @@ def settle(call, job, constants):
         return
     scale = factor_of(call, job, job["room"]["rows"])
     if job_of_rows(call, job):
-        settle_rows(job, scale, constants)
+        settle_rows(call, job, scale)
     else:
-        show_top(job["state"], constants)
+        round_top(job["state"], constants)
         settle_max(job["chunk"], job["state"], scale, constants)
 
 
@@ -309,6 +314,8 @@ def weigh_job(call, job, constants):
         weigh_rows(call, job, factor_of(call, job, job["room"]["rows"]))
     else:
         weigh(job["chunk"], factor_of(call, job, job["parts"]), call["q"].dtype, constants)
+    if "closing" in job:
+        set_apart(job)
 
 
 def turn_some(shared, turns, constants):
@@ -321,12 +328,12 @@ def turn_some(shared, turns, constants):
 
 
 def prepare(call, jobs, step, shared, constants):
-    """Load what a job needs and no job before it has loaded, but values of one some jobs before."""
+    """Load what a job needs and no job before it has loaded, but values of one some jobs before.
+
+    Values of suffixes that are folded soon, as those of split units are, come with their keys.
+    """
     prepare_keys(call, job_at(jobs, step), shared, constants)
-    late = job_at(jobs, step - call["values_late"])
-    if len(late) > 0:
-        for block in late["blocks"]:
-            load_values(call, late, block)
+    load_values_of(call, job_at(jobs, step - call["values_late"]))
 
 
 def prepare_keys(call, job, shared, constants):
@@ -337,12 +344,24 @@ def prepare_keys(call, job, shared, constants):
     load_queries(call, room)
     if not job["context"]:
         load_suffix(call, job, shared)
+        if call["split_units"]:
+            load_suffix_values(call, job)
     for block in job["blocks"]:
         load_keys(call, job, block)
     if len(room["queries"]) == 0:
         turn_queries(room, call["q"].shape[4], constants["identity"], call["split_units"])
     if job["context"] and call["window"] == 0 and not call["row_chunks"]:
         job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
+
+
+def load_values_of(call, job):
+    """Load the values that a job needs and no job before it has loaded."""
+    if len(job) == 0:
+        return
+    if not job["context"] and not call["split_units"]:
+        load_suffix_values(call, job)
+    for block in job["blocks"]:
+        load_values(call, job, block)
 
 
 def make_logits(call, job, shared, constants):
@@ -369,6 +388,9 @@ def fold(call, job, constants):
         return
     rows = job["room"]["rows"]
     d = call["q"].shape[4]
+    if "closing" in job:
+        close(call, job, d, constants)
+        return
     if job_of_rows(call, job):
         fold_rows(call, job, d)
     else:
@@ -376,13 +398,13 @@ def fold(call, job, constants):
         if job["context"]:
             context_product(job, product, d, constants)
         else:
-            suffix_product(job, product, d, constants)
+            suffix_product(job, product, d, constants, job["room"]["sizes"]["blocks"])
         add_sums(product, job["chunk"], d, constants)
         add_to_state(job["state"], job["chunk"], product)
     job["state"]["jobs"] -= 1
     if job["state"]["jobs"] == 0:
         if call["with_sinks"] or call["own"]["joined"] or len(call["stores"]) > 1:
-            show_top(job["state"], constants)
+            show_top(job["state"])
         finish(call, job, d)
 
 

@@ -21,11 +21,17 @@ def load_keys(call, job, block):
     k_ctx = call["k_ctx"]
     d = k_ctx.shape[1]
     width = k_ctx.shape[2]
+    step = keys
+    if "step" in block["cut"]:
+        step = block["cut"]["step"]
     for low, size in head_slices(d):
         tile = nl.ndarray((size, keys), dtype=call["stored"], buffer=nl.sbuf)
-        pattern = [[width, size], [1, keys]]
-        source = stored(call, k_ctx, pattern, (kv * d + low) * width + at)
-        nisa.dma_copy(dst=tile, src=source, dge_mode=nisa.dge_mode.none)
+        for first in range(0, keys, step):
+            count = min(step, keys - first)
+            offset = (kv * d + low) * width + at + first
+            source = stored(call, k_ctx, [[width, size], [1, count]], offset)
+            piece = tile[:, first : first + count]
+            nisa.dma_copy(dst=piece, src=source, dge_mode=nisa.dge_mode.none)
         block["keys"].append(widened(call, tile))
 
 

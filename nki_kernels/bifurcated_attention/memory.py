@@ -130,7 +130,10 @@ class _Sizes:
         spread = -(-shape.S_ctx // (PARTITIONS * plan.block_slots)) + 8
         flags = 256 * (-(-shape.S_ctx // PARTITIONS**2) if plan.row_chunks else spread)
         loaded = heads * shape.d * size
-        return CONSTANTS + self.tiles * tile + lengths + slots + flags + loaded
+        maxima = 4 * (-(-shape.S_ctx // 512) + 2) if plan.row_chunks else 0
+        apart = 0 if self.gen2 else (-(-self.blocks // 8) * self.suffix_step * size + 4) * self.rows
+        fixed = CONSTANTS + lengths + slots + flags + loaded + apart
+        return fixed + self.tiles * (tile + maxima)
 
     def block(self, slots: int) -> tuple[int, int]:
         """K and V of a block of the context."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nki_kernels.attention_state.kernel import PARTITIONS
 
+FIRST_KEYS = 1024  # of a call's first block a load: compute starts with those
 FEW_ROWS = 64  # a product of the PE array takes the time of as many columns, or more
 LONG_CONTEXT = 1024  # slots from which on it pays to join the states of two cores
 
@@ -106,26 +107,28 @@ def new_room(group, tile, kv, heads, g, sizes):
     }
 
 
-def context_blocks(slots, block_slots, ramp, first, last):
+def context_blocks(slots, block_slots, ramps, first, last):
     """Cut a context into blocks that are loaded at once: 128 partitions of some consecutive keys.
 
-    Consecutive, so that V is read in long runs. A call's first head starts with blocks of `ramp`
+    Consecutive, so that V is read in long runs. A call's first head starts with blocks of ramps[0]
     slots a partition that double, so that compute starts early, and its last head ends with blocks
-    that halve, so that little is left to compute once the last one has come. What fills no
-    partitions evenly is a block of fewer.
+    that halve down to ramps[1], so that little is left to compute once the last one has come. What
+    fills no partitions evenly is a block of fewer.
     """
     whole = slots // PARTITIONS
     head = []
     tail = []
-    size = ramp
-    while size < block_slots and 4 * size <= whole:
-        if first:
-            head.append(size)
-            whole -= size
-        if last and size <= whole:
-            tail.append(size)
-            whole -= size
-        size = size * 2
+    up, down = ramps
+    while up < block_slots or down < block_slots:
+        most = min(block_slots - 1, whole // 4)
+        if first and up <= most:
+            head.append(up)
+            whole -= up
+        if last and down <= min(most, whole):
+            tail.append(down)
+            whole -= down
+        up = up * 2
+        down = down * 2
     cuts = head
     while whole > 0:
         cuts.append(min(block_slots, whole))
@@ -147,9 +150,9 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
     the row tiles' suffixes, whose loads outlast their compute and are hidden behind the context's.
     With `late_suffixes` those of the head before come there, and these wait in call["late"].
     """
-    block_slots, ramp, chunk_columns = sizes
+    block_slots, ramps, chunk_columns = sizes
     start, end = call["own"]["slots"]
-    blocks = context_blocks(end - start, block_slots, ramp, first, last)
+    blocks = context_blocks(end - start, block_slots, ramps, first, last)
     for cut in blocks:
         cut["start"] += start
     states = []
@@ -160,9 +163,10 @@ def plan_head(jobs, call, rooms, head, sizes, first, last):
                 "highest": [],  # exact ones, where they are to be returned
                 "exact": len(call["stores"]) > 1,
                 "jobs": 0,
-                "bias": [],  # row_chunks.py
-                "found": [],
-                "units": 0,
+                "shift": [],  # what the state is shifted by, where that is not the last of "top"
+                "cuts": blocks,  # row_chunks.py
+                "tops": [],
+                "bias": [],
             }
         )
     if call["row_chunks"]:
@@ -190,6 +194,8 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
     suffixes follow at once, so that only the last tile's end is not hidden.
     """
     chunk_columns, first, last = order
+    if first and len(cuts) > 0 and not call["old"]:
+        cuts[0]["step"] = FIRST_KEYS
     resident: list = [[]]
     held = 0
     for cut in cuts:
@@ -225,7 +231,7 @@ def plan_unit(jobs, room, state, head, blocks, split):
         pieces = []
         for block in blocks:
             pieces.append([block])
-    unit: dict = {"blocks": blocks, "found": 0, "weighed": 0, "folded": 0}
+    unit: dict = {"blocks": blocks, "weighed": 0, "folded": 0}
     for i in range(len(pieces)):
         state["jobs"] += 1
         jobs.append(

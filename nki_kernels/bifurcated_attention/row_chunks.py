@@ -16,11 +16,12 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS
+from nki_kernels.attention_state.kernel import BANK, PARTITIONS
 from nki_kernels.bifurcated_attention.plan import pitch_of
-from nki_kernels.bifurcated_attention.stages import join_highest, next_top
+from nki_kernels.bifurcated_attention.stages import join_highest
 
 LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
+LOWEST = -(2.0**99)  # a maximum that takes the place of none, and that rounding leaves as it is
 SPAN = 2 * BANK  # keys that one instruction copies out of PSUM
 GROUP = 8  # tiles of weights that are turned together
 
@@ -37,12 +38,7 @@ def row_logits(call, job, shared, constants):
             spans.append((block, at, count + at, min(SPAN, keys - at)))
         count += keys
     logits = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
-    unit = job["unit"]
-    if unit["found"] == 0:
-        spans_of_unit = 0
-        for block in unit["blocks"]:
-            spans_of_unit += -(-block["cut"]["parts"] * block["cut"]["slots"] // SPAN)
-        unit["tops"] = nl.ndarray((rows, spans_of_unit), dtype=nl.float32, buffer=nl.sbuf)
+    tops = tops_of(job)
     group = job["room"]["group"]
     for j in range(len(spans)):
         block, at, column, size = spans[j]
@@ -56,8 +52,9 @@ def row_logits(call, job, shared, constants):
                     moving=block["keys"][i][:, at + low : at + high],
                 )
         kept = logits[:, column : column + size]
-        top = unit["tops"][:, unit["found"] : unit["found"] + 1]
-        unit["found"] += 1
+        at_top = job["state"]["spans"]
+        top = tops[:, at_top : at_top + 1]
+        job["state"]["spans"] = at_top + 1
         key = block["cut"]["start"] + at
         if call["old"]:
             mask_dead(raw, key, group, rows, shared, constants)
@@ -84,6 +81,25 @@ def row_logits(call, job, shared, constants):
                 on_false_value=LEAST,
             )
     job["chunk"] = {"rows": rows, "logits": logits, "count": count}
+
+
+def tops_of(job):
+    """fp32 [rows, spans + 2]: the maximum before, those of all spans since, and room for one more.
+
+    Where other chunks came before, that is what the state is shifted by.
+    """
+    state = job["state"]
+    if len(state["tops"]) == 0:
+        count = 2
+        for cut in state["cuts"]:
+            count += -(-cut["parts"] * cut["slots"] // SPAN)
+        tops = nl.ndarray((job["room"]["rows"], count), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.memset(dst=tops, value=LOWEST)
+        if len(state["top"]) > 0:
+            nisa.tensor_copy(dst=tops[:, 0:1], src=state["top"][-1])
+        state["tops"].append(tops)
+        state["spans"] = 1
+    return state["tops"][0]
 
 
 def mask_dead(raw, start, group, rows, shared, constants):
@@ -134,58 +150,73 @@ def dead_rows(tile, group, shared, constants):
     return dead
 
 
-def settle_rows(job, scale, constants):
+def settle_rows(call, job, scale):
     """Second stage: the exponential's bias, -scale · the maximum so far, and how the state decays.
 
-    The maximum is rounded as that of other chunks is, but not written down: see `show_top`.
+    One instruction over the maxima of all spans so far, which are exact; on NeuronCore-v3 over the
+    next span's place, too, so that the search for that one waits: it takes twenty times as long,
+    and exponentials wait for the bias.
     """
     unit = job["unit"]
     state = job["state"]
     rows = job["room"]["rows"]
-    if len(state["found"]) == 0:
-        shape = (rows, state["jobs"] + 1)
-        state["found"].append(nl.ndarray(shape, dtype=constants["minus"].dtype, buffer=nl.sbuf))
-    at = state["units"]
-    found = state["found"][0][:, at : at + 1]
-    nisa.tensor_reduce(dst=found, op=nl.maximum, data=unit["tops"], axis=1)
+    tops = state["tops"][0]
+    if len(state["bias"]) == 0 and len(state["top"]) > 0:
+        shift = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=shift, data=state["top"][-1], op0=nl.multiply, operand0=-scale)
+        state["bias"].append(shift)
     bias = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    fresh = len(state["top"]) + len(state["bias"]) == 0
-    if fresh:
-        nisa.tensor_scalar(
-            dst=bias,
-            data=found,
+    if call["old"]:
+        top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=top, op=nl.maximum, data=tops[:, 0 : state["spans"]], axis=1)
+        nisa.tensor_scalar(dst=bias, data=top, op0=nl.multiply, operand0=-scale)
+    else:
+        count = state["spans"] + 1
+        if call["split_units"]:
+            count = state["spans"]
+        scaled = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar_reduce(
+            dst=scaled,
+            data=tops[:, 0:count],
             op0=nl.multiply,
             operand0=-scale,
-            op1=nl.minimum,
-            operand1=-scale * FLOOR,
+            reduce_op=nl.minimum,
+            reduce_res=bias,
         )
-    else:
-        if len(state["bias"]) == 0:
-            before = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_scalar(dst=before, data=state["top"][-1], op0=nl.multiply, operand0=-scale)
-            state["bias"].append(before)
-        before = state["bias"][-1]
-        nisa.scalar_tensor_tensor(
-            dst=bias, data=found, op0=nl.multiply, operand0=-scale, op1=nl.minimum, operand1=before
-        )
+    unit["fresh"] = len(state["bias"]) == 0
+    if not unit["fresh"]:
         unit["decay"] = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        before = state["bias"][-1]
         nisa.activation(dst=unit["decay"], op=nl.exp, data=before, bias=bias, scale=-1.0)
-    if state["exact"]:
-        join_highest(unit["tops"], state)
-    unit["fresh"] = fresh
     unit["bias"] = bias
     state["bias"].append(bias)
-    state["units"] = at + 1
 
 
-def show_top(state, constants):
-    """Bring state["top"] up to the chunks that `settle_rows` has seen since, for other chunks."""
+def show_top(state):
+    """Bring state["top"] up to the chunks that `settle_rows` has seen, for what follows them."""
     if len(state["bias"]) == 0:
         return
-    found = state["found"].pop()
-    state["top"].append(next_top(found[:, 0 : state["units"]], state, constants))
     state["bias"] = []
-    state["units"] = 0
+    found = state["tops"].pop()[:, 0 : state["spans"]]
+    top = nl.ndarray((found.shape[0], 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=top, op=nl.maximum, data=found, axis=1)
+    if state["exact"] and len(state["highest"]) == 0:
+        state["highest"].append(top)
+    elif state["exact"]:  # the first is rounded
+        join_highest(found[:, 1 : state["spans"]], state)
+    state["top"].append(top)
+
+
+def round_top(state, constants):
+    """The same for a chunk with a rounded shift; state["shift"] keeps that of the state so far."""
+    if len(state["bias"]) == 0:
+        return
+    show_top(state)
+    top = state["top"][-1]
+    rounded = nl.ndarray(top.shape, dtype=constants["minus"].dtype, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=rounded, src=top)
+    state["shift"].append(top)
+    state["top"].append(rounded)
 
 
 def weigh_rows(call, job, scale):

@@ -73,7 +73,6 @@ def turn_queries(room, d, identity, by_scalar):
 def finish(call, job, d):
     """o / sum, 0 for a row that saw no key; and the statistics. Stored once all heads are there."""
     room = job["room"]
-    heads = room["heads"]
     rows = room["rows"]
     i = job["head"]
     state = job["state"]
@@ -86,16 +85,8 @@ def finish(call, job, d):
         join_sink(call, job)
         factor = 1.0
     total = state["o"][:, d : d + 1]
-    if len(room["results"]) == 0:
-        room["results"].append(nl.ndarray((rows, heads * d), dtype=call["q"].dtype, buffer=nl.sbuf))
-        for _ in range(1, len(call["stores"])):
-            room["results"].append(nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf))
-    inverse = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=inverse, data=total, op0=nl.maximum, operand0=TINY)
-    nisa.reciprocal(dst=inverse, data=inverse)
-    if call["with_scales"]:
-        scale_values(call, job, inverse)
-    result = room["results"][0][:, i * d : (i + 1) * d]
+    inverse = inverse_of(call, job, total)
+    result = result_of(call, job, d)
     if call["split_units"]:  # VectorE is what such a call waits for
         nisa.activation(dst=result, op=nl.copy, data=state["o"][:, 0:d], scale=inverse)
     else:
@@ -122,7 +113,35 @@ def finish(call, job, d):
         nisa.tensor_tensor(
             dst=room["results"][2][:, i : i + 1], data1=total, data2=grown, op=nl.multiply
         )
-    if i + 1 == heads:
+    store_results(call, job)
+
+
+def inverse_of(call, job, total):
+    """What a state's values are multiplied by in the end, fp32 [rows, 1]; 0 stays 0."""
+    inverse = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=inverse, data=total, op0=nl.maximum, operand0=TINY)
+    nisa.reciprocal(dst=inverse, data=inverse)
+    if call["with_scales"]:
+        scale_values(call, job, inverse)
+    return inverse
+
+
+def result_of(call, job, d):
+    """The place of a kv head's result among those that are stored together, [rows, d]."""
+    room = job["room"]
+    rows = room["rows"]
+    heads = room["heads"]
+    if len(room["results"]) == 0:
+        room["results"].append(nl.ndarray((rows, heads * d), dtype=call["q"].dtype, buffer=nl.sbuf))
+        for _ in range(1, len(call["stores"])):
+            room["results"].append(nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf))
+    return room["results"][0][:, job["head"] * d : (job["head"] + 1) * d]
+
+
+def store_results(call, job):
+    """Store a row tile's results once those of all heads of a pass are there."""
+    room = job["room"]
+    if job["head"] + 1 == room["heads"]:
         for j in range(len(call["stores"])):
             store_rows(call["stores"][j], room["results"][j], room)
 

@@ -241,8 +241,11 @@ def take_top(chunk, top, found, state, scale):
     rows = chunk["rows"]
     fresh = len(state["top"]) == 0
     if not fresh:
+        before = state["top"][-1]
+        if len(state["shift"]) > 0:
+            before = state["shift"].pop()
         less = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=less, data1=state["top"][-1], data2=top, op=nl.subtract)
+        nisa.tensor_tensor(dst=less, data1=before, data2=top, op=nl.subtract)
         decay = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)  # exp(old max - new max)
         nisa.activation(dst=decay, op=nl.exp, data=less, scale=scale)
         chunk["decay"] = decay

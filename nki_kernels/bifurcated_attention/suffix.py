@@ -34,19 +34,14 @@ FAR = 1.0e9  # beyond every suffix length: the slot of another sample
 
 
 def load_suffix(call, job, shared):
-    """K and V of a suffix chunk, and what a row must not see; K is turned later, or by DMA."""
+    """K of a suffix chunk, and what a row must not see; K is turned later, or by DMA."""
     room = job["room"]
-    sizes = job["room"]["sizes"]
     k_suf = call["k_suf"]
     d = k_suf.shape[2]
-    parts = sizes["parts"]
-    blocks = sizes["blocks"]
+    parts = room["sizes"]["parts"]
+    blocks = room["sizes"]["blocks"]
     tiles = job["tiles"]
-    kv = room["kv"] + job["head"]
-    base = (room["group"] * call["suffix_len"].shape[1] + room["tile"][0]) * sizes["S_dec"]
-    offset = (kv * k_suf.shape[1] + base + job["first"]) * d
-    run = sizes["slots"] * d  # numbers of a partition, all blocks one behind the other
-    pattern = [[run, parts], [run * parts, blocks], [1, tiles * d]]
+    run, offset = place_of_suffix(call, job)
     job["keys"] = []
     job["turned"] = 0
     if call["dma_turns"]:
@@ -64,13 +59,24 @@ def load_suffix(call, job, shared):
         job["turned"] = blocks * tiles
     else:
         rows = nl.ndarray((parts, blocks * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
+        pattern = [[run, parts], [run * parts, blocks], [1, tiles * d]]
         source = stored(call, k_suf, pattern, offset)
         nisa.dma_copy(dst=rows, src=source, dge_mode=nisa.dge_mode.none)
         job["rows"] = rows
         shared["unturned"].append(job)
-    # V in some pieces, so that the first ones can be used while the last one comes.
+    if job["head"] == 0:
+        room["dead"].append(dead_slots(call, job, shared))
+
+
+def load_suffix_values(call, job):
+    """V of a suffix chunk, in some pieces: the first ones can be used while the last one comes."""
+    d = call["v_suf"].shape[2]
+    parts = job["room"]["sizes"]["parts"]
+    blocks = job["room"]["sizes"]["blocks"]
+    tiles = job["tiles"]
+    run, offset = place_of_suffix(call, job)
     job["values"] = []
-    piece = -(-blocks // VALUE_PIECES)
+    piece = value_piece(blocks)
     for first in range(0, blocks, piece):
         count = min(piece, blocks - first)
         values = nl.ndarray((parts, count * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
@@ -80,8 +86,21 @@ def load_suffix(call, job, shared):
         values = widened(call, values)
         for i in range(count * tiles):
             job["values"].append(values[:, i * d : (i + 1) * d])
-    if job["head"] == 0:
-        room["dead"].append(dead_slots(call, job, shared))
+
+
+def value_piece(blocks):
+    """Blocks of suffix values that are one load."""
+    return -(-blocks // VALUE_PIECES)
+
+
+def place_of_suffix(call, job):
+    """Numbers of a partition, all blocks one behind the other, and where a chunk's first lie."""
+    room = job["room"]
+    sizes = room["sizes"]
+    _, rows, d = call["k_suf"].shape
+    base = (room["group"] * call["suffix_len"].shape[1] + room["tile"][0]) * sizes["S_dec"]
+    at = (room["kv"] + job["head"]) * rows + base + job["first"]
+    return sizes["slots"] * d, at * d
 
 
 def turn_keys(job, batches, constants):
@@ -235,15 +254,16 @@ def suffix_logits(call, job, chunk, constants):
     add_mask(chunk, room["dead"][job["number"]], room["tile"][1] * room["tile"][3], constants)
 
 
-def suffix_product(job, product, d, constants):
-    """Weights times the suffixes' values: [d, rows] sample by sample, then turned."""
-    sizes = job["room"]["sizes"]
-    rows = job["room"]["rows"]
+def suffix_product(job, product, d, constants, count):
+    """Weights times the suffixes' values in `count` blocks: [d, rows] block by block, then turned.
+
+    The other blocks' rows of `product` stay as they are.
+    """
     tiles = job["tiles"]
-    width = rows // sizes["blocks"]
+    width = job["room"]["rows"] // job["room"]["sizes"]["blocks"]
     for low, size in head_slices(d):
-        columns = nl.ndarray((size, rows), dtype=nl.float32, buffer=nl.psum)
-        for block in range(sizes["blocks"]):
+        columns = nl.ndarray((size, count * width), dtype=nl.float32, buffer=nl.psum)
+        for block in range(count):
             at = block * width
             for tile in range(tiles):
                 nisa.nc_matmul(
@@ -251,4 +271,4 @@ def suffix_product(job, product, d, constants):
                     stationary=job["values"][block * tiles + tile][:, low : low + size],
                     moving=tile_weights(job["chunk"], tile, at, width),
                 )
-        add_columns(product, columns, low, constants)
+        add_columns(product[0 : count * width, :], columns, low, constants)

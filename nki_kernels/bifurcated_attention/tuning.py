@@ -83,7 +83,7 @@ ONE_TILE_GEN2 = {
     "unit_slots": 8,
     "resident_slots": 16,
 }
-ONE_TILE_GEN3 = {"block_slots": 18, "ramp": 14, "ahead": 1, "lag": 3}
+ONE_TILE_GEN3 = {"ramp": 14, "turns": 8, "lag": 3, "unit_slots": 18, "values_late": 3}
 """And with one: there DMA is the limit, and the end of the call is not hidden."""
 SPLIT_GEN3: dict[str, Any] = {
     "split_units": True,
@@ -143,8 +143,34 @@ FOUR_TILES_FEW_ROWS_GEN3 = {
 }
 """And with fewer than MANY_ROWS a suffix: DMA has more of them to bring, and turns less."""
 
+ONE_TILE_FEW_ROWS_GEN3 = {
+    "block_slots": 15,
+    "ramp": 10,
+    "ramp_down": 15,
+    "suffix_slots": 4,
+    "ahead": 1,
+    "turn_share": 2,
+    "copy_share": 5,
+}
+ONE_TILE_MANY_ROWS_GEN3 = {
+    "block_slots": 14,
+    "suffix_slots": 2,
+    "ahead": 1,
+    "turn_share": 4,
+    "copy_share": 7,
+    "ramp_down": 10,
+}
+"""What a call with one row tile takes on NeuronCore-v3 below MANY_ROWS a suffix, and from there on.
+"""
+
 FEW_SHARE_GEN3 = {"turn_share": 0}
-ONE_TILE_FEW_SHARE_GEN3 = {"block_slots": 32, "ramp": 16}
+ONE_TILE_FEW_SHARE_GEN3 = {
+    "block_slots": 32,
+    "ramp": 16,
+    "ramp_down": 16,
+    "ahead": 3,
+    "values_late": 2,
+}
 """And with fewer than SHARED_ROWS: DMA has the suffixes to bring and no time to turn weights."""
 
 
@@ -178,7 +204,9 @@ class Schedule:
         unit_slots: keys a partition that share one maximum. Changes the rounding.
         resident_slots: of as many keys a partition the blocks stay in SBUF, where one row tile
             after the other meets them.
-        values_late: chunks by which values of the context come behind its keys.
+        values_late: chunks by which values are loaded behind keys, at most ahead + lag; of split
+            units those of the context alone.
+        ramp_down: like ramp, of a call's very last block alone; 0 is ramp.
         split_units: whether each block of as many keys as share one maximum is a chunk of its own
             from its logits to its product with V (timetable.py; not on NeuronCore-v2). Blocks have
             at most 8 slots then. The fields below are about it.
@@ -205,6 +233,7 @@ class Schedule:
     unit_slots: int = 32
     resident_slots: int = 64
     values_late: int = 0
+    ramp_down: int = 0
     split_units: bool = False
     turn_lag: int = 1
     start_jobs: int = 0
@@ -307,8 +336,8 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
         if shape.G * shape.g > 1:
             return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
         if per_slot >= SHARED_ROWS:
-            plan = replace(plan, block_slots=min(8, block_slots), suffix_slots=1, lag=3)
-            return replace(plan, ramp=min(ramp, plan.block_slots))
+            plan = replace(plan, block_slots=min(16, block_slots), suffix_slots=2, lag=3)
+            return replace(plan, ramp=min(8, plan.block_slots), ahead=2, values_late=2)
     return plan
 
 
@@ -322,10 +351,13 @@ def rows_first(
     """
     per_suffix = shape.n * shape.p
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
-    if tiles == 1:
-        sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
     if not gen2 and per_suffix < MANY_ROWS:
         sizes = sizes | {"suffix_slots": 8}
+    if tiles == 1:
+        sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
+        if not gen2:
+            few = per_suffix < MANY_ROWS
+            sizes = sizes | (ONE_TILE_FEW_ROWS_GEN3 if few else ONE_TILE_MANY_ROWS_GEN3)
     if not gen2 and per_suffix < SHARED_ROWS:
         sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if tiles == 1 else {})
     elif not gen2 and tiles > 1 and element_bytes == 2 and splits(shape):
