@@ -97,8 +97,8 @@ Shape = Any
 Time = Callable[[Any], float]
 """us of a schedule; raises where it is not legal."""
 
-MHA, GQA = (4, 4), (4, 1)
-"""(h, g) of a core: a 7B model and an 8B one at tp = 8."""
+MHA, GQA, WIDE = (4, 4), (4, 1), (8, 1)
+"""(h, g) of a core: a 7B model, an 8B one and a 70B one at tp = 8."""
 
 REPEATED = {
     "bifurcated_attention": ("G",),
@@ -119,10 +119,11 @@ class Illegal(Exception):
 def tasks() -> Iterator[tuple[str, str, Shape, Any, Time]]:
     """(kernel, generation, shape, the rule's schedule, how long one takes) of all to be tuned."""
     for generation in GENERATIONS:
-        for h, g in (MHA, GQA):
+        for h, g in (MHA, GQA, WIDE):
             for r in (16, 32, 64, 128):
                 work = Decode(1, r, 1, h, g, 128, 8192, SUFFIX)
                 yield ("bifurcated_attention", generation, *_decode("bifurcated", work, generation))
+        for h, g in (MHA, GQA):
             for m_c in (1024, 8192, 32768):
                 work = Decode(4, 1, 1, h, g, 128, m_c, SUFFIX)
                 yield ("ordinary_attention", generation, *_decode("ordinary", work, generation))
