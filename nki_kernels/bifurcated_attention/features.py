@@ -16,7 +16,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import PARTITIONS, diagonal, offset_grid
+from nki_kernels.attention_state.kernel import PARTITIONS, diagonal, move, offset_grid
 from nki_kernels.bifurcated_attention.stages import banks_of, group_logits, spread_lengths
 
 
@@ -81,7 +81,7 @@ def spread_factors(factors, scale):
     g = factors.shape[0]
     spread = nl.ndarray((PARTITIONS, g), dtype=nl.float32, buffer=nl.sbuf)
     source = factors.ap(pattern=[[0, PARTITIONS], [1, g]], offset=0)
-    nisa.dma_copy(dst=spread, src=source, dge_mode=nisa.dge_mode.none)
+    move(dst=spread, src=source)
     nisa.tensor_scalar(dst=spread, data=spread, op0=nl.multiply, operand0=scale)
     return spread
 
@@ -286,13 +286,12 @@ def load_sinks(call, room):
     _, samples, _, tokens, head, count = room["tile"]
     p = call["q"].shape[3] // room["g"]
     sinks = nl.ndarray((room["rows"], room["heads"]), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(
+    move(
         dst=sinks,
         src=call["sinks"].ap(
             pattern=[[0, samples * tokens], [1, count], [p, room["heads"]]],
             offset=room["kv"] * p + head,
         ),
-        dge_mode=nisa.dge_mode.none,
     )
     return sinks
 

@@ -6,10 +6,9 @@ rule.
 
 from __future__ import annotations
 
-import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import head_slices
+from nki_kernels.attention_state.kernel import head_slices, move
 from nki_kernels.bifurcated_attention.features import stored, widened
 
 
@@ -31,7 +30,7 @@ def load_keys(call, job, block):
             offset = (kv * d + low) * width + at + first
             source = stored(call, k_ctx, [[width, size], [1, count]], offset)
             piece = tile[:, first : first + count]
-            nisa.dma_copy(dst=piece, src=source, dge_mode=nisa.dge_mode.none)
+            move(dst=piece, src=source)
         block["keys"].append(widened(call, tile))
 
 
@@ -46,7 +45,7 @@ def load_values(call, job, block):
     values = nl.ndarray((parts, slots * d), dtype=call["stored"], buffer=nl.sbuf)
     pattern = [[slots * d, parts], [1, slots * d]]
     source = stored(call, call["v_ctx"], pattern, offset=(kv * width + at) * d)
-    nisa.dma_copy(dst=values, src=source, dge_mode=nisa.dge_mode.none)
+    move(dst=values, src=source)
     block["values"] = widened(call, values)
 
 

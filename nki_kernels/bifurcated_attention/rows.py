@@ -9,7 +9,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, MASK, TINY, head_slices, transpose_rows
+from nki_kernels.attention_state.kernel import BANK, MASK, TINY, head_slices, move, transpose_rows
 from nki_kernels.bifurcated_attention.features import (
     exp_of_difference,
     factor_of,
@@ -44,7 +44,7 @@ def load_queries(call, room):
     )
     loaded = nl.ndarray((room["rows"], heads * d), dtype=q.dtype, buffer=nl.sbuf)
     source = q.ap(pattern=pattern, offset=offset)
-    nisa.dma_copy(dst=loaded, src=source, dge_mode=nisa.dge_mode.none)
+    move(dst=loaded, src=source)
     room["loaded"].append(loaded)
 
 
@@ -200,4 +200,4 @@ def store_rows(out, result, room):
         room["tile"], room["group"], room["kv"], room["heads"], r, n, h, room["g"], width
     )
     target = out.ap(pattern=pattern, offset=offset)
-    nisa.dma_copy(dst=target, src=result, dge_mode=nisa.dge_mode.none)
+    move(dst=target, src=result)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal
+from nki_kernels.attention_state.kernel import BANK, FLOOR, PARTITIONS, diagonal, move
 from nki_kernels.bifurcated_attention.plan import pitch_of
 
 
@@ -64,11 +64,7 @@ def load_lengths(lengths):
     for size in lengths.shape:
         count = count * size
     raw = nl.ndarray((PARTITIONS, count), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(
-        dst=raw,
-        src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0),
-        dge_mode=nisa.dge_mode.none,
-    )
+    move(dst=raw, src=lengths.ap(pattern=[[0, PARTITIONS], [1, count]], offset=0))
     return raw
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, head_slices
+from nki_kernels.attention_state.kernel import BANK, head_slices, move
 from nki_kernels.bifurcated_attention.features import (
     before_suffix_window,
     bend_logits,
@@ -61,7 +61,7 @@ def load_suffix(call, job, shared):
         rows = nl.ndarray((parts, blocks * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
         pattern = [[run, parts], [run * parts, blocks], [1, tiles * d]]
         source = stored(call, k_suf, pattern, offset)
-        nisa.dma_copy(dst=rows, src=source, dge_mode=nisa.dge_mode.none)
+        move(dst=rows, src=source)
         job["rows"] = rows
         shared["unturned"].append(job)
     if job["head"] == 0:
@@ -82,7 +82,7 @@ def load_suffix_values(call, job):
         values = nl.ndarray((parts, count * tiles * d), dtype=call["stored"], buffer=nl.sbuf)
         pattern = [[run, parts], [run * parts, count], [1, tiles * d]]
         source = stored(call, call["v_suf"], pattern, offset + first * run * parts)
-        nisa.dma_copy(dst=values, src=source, dge_mode=nisa.dge_mode.none)
+        move(dst=values, src=source)
         values = widened(call, values)
         for i in range(count * tiles):
             job["values"].append(values[:, i * d : (i + 1) * d])
