@@ -22,7 +22,7 @@ import nki  # noqa: E402
 import nki.isa as nisa  # noqa: E402
 import nki.language as nl  # noqa: E402
 
-from nki_kernels.attention_state.kernel import BANK  # noqa: E402
+from nki_kernels.attention_state.kernel import BANK, move  # noqa: E402
 from nki_kernels.decode_layer.kernel import (  # noqa: E402
     block_product,
     identity_of,
@@ -39,13 +39,13 @@ def norm(x: Any, gain: Any) -> Any:
     b, H = x.shape
     rows = load_tile(x)
     factors = nl.ndarray((b, H), dtype=gain.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=factors, src=gain.ap(pattern=[[0, b], [1, H]], offset=0))
+    move(dst=factors, src=gain.ap(pattern=[[0, b], [1, H]], offset=0))
     inverse = inverse_norm(rows, 1e-5)
     nisa.scalar_tensor_tensor(
         dst=rows, data=rows, op0=nl.multiply, operand0=inverse, op1=nl.multiply, operand1=factors
     )
     out = nl.ndarray((b, H), dtype=x.dtype, buffer=nl.shared_hbm)
-    nisa.dma_copy(dst=out, src=rows)
+    move(dst=out, src=rows)
     return out
 
 
@@ -62,7 +62,7 @@ def multiply(x: Any, w: Any) -> Any:
         for i, bank in enumerate(block_product(turned, w, first, last)):
             at = first + i * BANK
             nisa.activation(dst=result[:, at : min(at + BANK, last)], op=nl.copy, data=bank)
-    nisa.dma_copy(dst=out, src=result)
+    move(dst=out, src=result)
     return out
 
 
@@ -71,7 +71,7 @@ def turn_heads(t: Any, cos: Any, sin: Any, heads: int) -> Any:
     b, half = cos.shape
     d = 2 * half
     rows = nl.ndarray((b, heads, d), dtype=t.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=rows, src=t[:, 0 : heads * d])
+    move(dst=rows, src=t[:, 0 : heads * d])
     tables = []
     for table in (cos, sin):
         tile = load_tile(table)
@@ -87,7 +87,7 @@ def turn_heads(t: Any, cos: Any, sin: Any, heads: int) -> Any:
     nisa.tensor_tensor(dst=low, data1=parts[0], data2=parts[1], op=nl.subtract)
     nisa.tensor_tensor(dst=high, data1=parts[2], data2=parts[3], op=nl.add)
     out = nl.ndarray((b, heads * d), dtype=t.dtype, buffer=nl.shared_hbm)
-    nisa.dma_copy(dst=out, src=rows)
+    move(dst=out, src=rows)
     return out
 
 
@@ -97,7 +97,7 @@ def gate_rows(gate: Any, up: Any) -> Any:
     nisa.activation(dst=a, op=nl.silu, data=a)
     nisa.tensor_tensor(dst=a, data1=a, data2=b, op=nl.multiply)
     out = nl.ndarray(gate.shape, dtype=gate.dtype, buffer=nl.shared_hbm)
-    nisa.dma_copy(dst=out, src=a)
+    move(dst=out, src=a)
     return out
 
 
