@@ -135,6 +135,8 @@ def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]
     shape = shape_of(work)
 
     def time(plan: Any) -> float:
+        if generation == "gen2" and path == "bifurcated" and (plan.dma_turns or plan.turn_share):
+            raise Illegal("no document says how fast a NeuronCore-v2 turns tiles by DMA")
         return checked(lambda: profile(path, work, generation, vars(plan)))
 
     return shape, rule_of(path, shape, work.element_bytes, generation), time
