@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,7 @@ def make_artifact(
         with (
             bar,
             backend.building(plan) as model,
-            ThreadPoolExecutor(max_workers=backend.workers) as pool,
+            _workers(backend.workers) as pool,
         ):
             for stage in backend.stages(specs):
                 under_way = []
@@ -107,10 +108,11 @@ def make_artifact(
                         folder / GRAPHS,
                     )
                     job.trace()  # here: only compilers run side by side
-                    under_way.append((spec.name, pool.submit(job.compile)))
+                    result = pool.submit(job.compile)
+                    result.add_done_callback(partial(_count, bar))
+                    under_way.append((spec.name, result))
                 for name, result in under_way:
                     seconds[name] = result.result()
-                    bar.update()
         entries = [_described(plan, spec, backend) for spec in specs]
         began = time.perf_counter()
         split(
@@ -121,6 +123,27 @@ def make_artifact(
         seal(folder, {**what, "graphs": entries})
         nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Made(seconds, weights, nbytes)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; what did not begin when Ctrl-C is pressed never does.
+
+    After a failure the others go on, and the next run finds them in the cache.
+    """
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _count(bar: Any, done: Future[float | None]) -> None:
+    """Counts a graph when it is done, which need not be in their order."""
+    if not done.cancelled() and done.exception() is None:
+        with bar.get_lock():
+            bar.update()
 
 
 class _Job:
