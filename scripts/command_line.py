@@ -42,8 +42,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except NeuronFailure as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # what it carries, if anything, says what there is
+        print(f"{program}: interrupted; {stopped or 'nothing was written'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         _discard_output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from models.causal_lm.directory import is_split
 from models.causal_lm.draw import MOST_CANDIDATES
 from models.causal_lm.tokenizer import TOKENIZER_FILES, load_generation_defaults
 from models.files import write_json
+from models.pretrained import checker, example_prompt
 from nki_kernels.errors import InputError
-from scripts.options import check_vocabulary
+from scripts import options
 
 
 def backend_for(
@@ -69,7 +71,7 @@ def check(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> int:
     check_out(out_of(args))
     check_fits(plan)
     if any((checkpoint / name).is_file() for name in TOKENIZER_FILES):
-        check_vocabulary(plan.config, Tokenizer.load(checkpoint), checkpoint)
+        options.check_vocabulary(plan.config, Tokenizer.load(checkpoint), checkpoint)
     if args.top_k is not None:
         candidates: int = args.top_k
     else:
@@ -98,19 +100,24 @@ def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None
     draw = f"among at most {candidates} tokens, in the graph" if candidates else "on the host"
     print(f"draw      {draw}", flush=True)
     began = time.perf_counter()
-    made = make_artifact(
-        plan, checkpoint, out, backend, cache, candidates, progress=args.json != "-"
-    )
+    try:
+        made = make_artifact(
+            plan, checkpoint, out, backend, cache, candidates, progress=args.json != "-"
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"no artefact was written; graphs that were done are in {folder}, and the same "
+            "command goes on from there"
+        ) from None
     seconds = time.perf_counter() - began
-    for line in told(made, seconds, out, backend, folder, args.tp):
+    for line in told(made, seconds, out, backend, folder):
         print(line)
+    print(f"run it    {serve_command(plan, checkpoint, out, backend, candidates)}")
     if args.json and args.json != "-":
         write_json(Path(args.json), as_json(made, seconds, out, backend))
 
 
-def told(
-    made: Made, seconds: float, out: Path, backend: Backend, cache: Path, ranks: int
-) -> list[str]:
+def told(made: Made, seconds: float, out: Path, backend: Backend, cache: Path) -> list[str]:
     """What was made, in words."""
     compiled = {name: s for name, s in made.graphs.items() if s is not None}
     lines = [
@@ -122,11 +129,43 @@ def told(
     lines.append(f"written   {out}: {made.nbytes:,} bytes in {seconds:.1f} s")
     if backend.name == "cpu":
         lines.append("evidence  computed: no graph has been seen by neuronx-cc")
-    start = (
-        "python" if ranks == 1 or backend.name == "neuron" else f"torchrun --nproc-per-node {ranks}"
-    )
-    lines.append(f"run it    {start} scripts/generate.py --artifact {out}")
     return lines
+
+
+def serve_command(
+    plan: Plan, checkpoint: Path, out: Path, backend: Backend, candidates: int
+) -> str:
+    """What to type to get answers: with each option whose default the artefact does not serve.
+
+    Args:
+        plan: that was compiled.
+        checkpoint: what it was compiled from.
+        out: the artefact.
+        backend: of it.
+        candidates: among which its graphs draw; 0 where the host does.
+    """
+    request, defaults = plan.request, load_generation_defaults(checkpoint)
+    alone = request.tp == 1 or backend.name == "neuron"
+    words = ["python"] if alone else ["torchrun", "--nproc-per-node", str(request.tp)]
+    words += ["scripts/generate.py", "--artifact", shlex.quote(str(out))]
+    if not example_fits(checkpoint, request.contexts[-1]):
+        words += ["--prompt", '"..."']
+    if request.samples[-1] < options.SAMPLES:
+        words += ["-n", str(request.samples[-1])]
+    if (defaults.max_new_tokens or options.MAX_NEW_TOKENS) > request.max_new_tokens:
+        words += ["--max-new-tokens", str(request.max_new_tokens)]
+    greedy = defaults.do_sample is False or defaults.temperature == 0
+    if candidates and not greedy and not 1 <= (defaults.top_k or 0) <= candidates:
+        words += ["--top-k", str(candidates)]
+    return " ".join(words)
+
+
+def example_fits(checkpoint: Path, context: int) -> bool:
+    """Whether the prompt that `generate.py` takes without being given one has room."""
+    if checker(checkpoint) is None:  # not the task that the prompt is of
+        return False
+    prompt = example_prompt(options.EXAMPLE)
+    return len(Tokenizer.load(checkpoint).encode(prompt)) <= context
 
 
 def as_json(made: Made, seconds: float, out: Path, backend: Backend) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
         help="seconds that a check has for an answer (%(default)s)")  # fmt: skip
     add("--checks-at-once", type=int, default=1, metavar="J", help="checks run beside each other")
     add("--chat", action="store_true", help="put prompts through the checkpoint's chat template")
-    options.add_sampling(parser, samples=16)
+    options.add_sampling(parser)
     add("--attention", choices=("auto", "bifurcated", "ordinary"), default="auto")
     options.add_machine(parser)
     add("--records", metavar="F", help="keep finished prompts here, and go on from them")

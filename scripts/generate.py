@@ -57,8 +57,7 @@ Check = Callable[[str, str], bool | None]
 Drafts = Callable[[], Speculation | None]
 Ranking = Callable[[Sequence[Sample], Sequence[str]], list[Ranked[Sample]]]
 
-# Which of the default model's example prompts is shown: one that some of the samples get right.
-EXAMPLE = 4
+EXAMPLE = options.EXAMPLE
 
 
 def parse() -> argparse.Namespace:
@@ -82,7 +81,7 @@ def parser() -> command_line.Parser:
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt (the default model has one)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file that holds the prompt")
     add("--chat", action="store_true", help="put the prompt through the checkpoint's chat template")
-    options.add_sampling(parser, samples=16)
+    options.add_sampling(parser)
     add(
         "--attention",
         choices=("auto", "bifurcated", "ordinary"),

@@ -14,6 +14,9 @@ from nki_kernels.errors import InputError
 # The paper's setting where a checkpoint recommends none (arXiv 2403.08845, section 5.3).
 TEMPERATURE, TOP_P = 0.8, 0.95
 MAX_NEW_TOKENS = 128
+SAMPLES = 16
+# Which of the default model's example prompts is shown: one that some of the samples get right.
+EXAMPLE = 4
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -52,14 +55,14 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add("--kv-dtype", choices=("fp8",), help="8 bits for keys and values (as the checkpoint says)")
 
 
-def add_sampling(parser: argparse.ArgumentParser, samples: int) -> None:
-    """How answers are drawn; `samples` is the default of their number."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How answers are drawn."""
     add = parser.add_argument
     add(
         "-n",
         "--samples",
         type=int,
-        default=samples,
+        default=SAMPLES,
         metavar="N",
         help="answers to sample: b (%(default)s)",
     )

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from compile import cache as caching
+from compile.export import Cpu
+from compile.plan import Request, make_plan
+from models.causal_lm.directory import load_config
 from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
-from scripts import planning
+from scripts import generate, planning
+from scripts.compiling import serve_command
 
 pytestmark = pytest.mark.null
 
@@ -66,6 +76,72 @@ def test_the_model_that_ships_and_all_of_its_context(capsys: pytest.CaptureFixtu
     assert "prefill_384" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("asked", "candidates", "defaults", "options"),
+    [
+        ({}, 0, {}, ""),
+        ({"tp": 2}, 0, {}, ""),
+        ({}, 20, {}, " --top-k 20"),
+        ({}, 20, {"top_k": 50}, " --top-k 20"),
+        ({}, 20, {"top_k": 10}, ""),
+        ({}, 20, {"do_sample": False}, ""),
+        ({"samples": (4,)}, 0, {}, " -n 4"),
+        ({"max_new_tokens": 8}, 0, {}, " --max-new-tokens 8"),
+        ({"max_new_tokens": 64}, 0, {"max_new_tokens": None}, " --max-new-tokens 64"),
+        ({"contexts": (64, 128)}, 0, {}, ' --prompt "..."'),
+    ],
+)
+def test_what_is_to_be_typed_next(
+    asked: dict[str, Any], candidates: int, defaults: dict[str, Any], options: str, tmp_path: Path
+) -> None:
+    """It names what the artefact serves wherever `generate.py` would ask for something else."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in DEFAULT_MODEL.iterdir():
+        (model / path.name).symlink_to(path)
+    path = model / "generation_config.json"
+    given = json.loads(path.read_text()) | defaults
+    path.unlink()
+    path.write_text(json.dumps(given))
+    what: dict[str, Any] = {"tp": 1, "contexts": (384,), "samples": (2, 16), "max_new_tokens": 128}
+    what |= {"instance": "trn1.2xlarge", "dtype": torch.float32, "kernels": "torch", **asked}
+    plan = make_plan(load_config(model), Request(**what))
+    start = "python" if what["tp"] == 1 else "torchrun --nproc-per-node 2"
+    told = serve_command(plan, model, Path("an artefact"), Cpu(), candidates)
+    assert told == f"{start} scripts/generate.py --artifact 'an artefact'{options}"
+    (model / "task.json").unlink()  # a model of no task that ships with a prompt
+    assert ' --prompt "..."' in serve_command(plan, model, Path("x"), Cpu(), candidates)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_graphs_that_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pressed in a terminal while the second graph is captured."""
+    out, cache = tmp_path / "artefact", tmp_path / "cache"
+    command = [sys.executable, "scripts/compile.py", *SMALL, "--device", "cpu", "--samples", "2"]
+    command += ["--out", str(out), "--cache", str(cache)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=pipe, stderr=pipe, text=True
+    )
+    while not list(cache.glob("[!.]*/entry.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.endswith(
+        "compile.py: interrupted; no artefact was written; graphs that were done are in "
+        f"{cache}, and the same command goes on from there\n"
+    )
+    assert "Traceback" not in error and not out.exists()
+    planning.main(command[2:])
+    again = capsys.readouterr().out
+    assert "graphs    1 compiled in" in again and f"1 from {cache}" in again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "cache"]
+
+
 @pytest.mark.slow
 def test_one_sentence_and_exit_code_2() -> None:
     done = run("scripts/compile.py", "--dry-run", *SMALL, "--tp", "4")
@@ -81,7 +157,9 @@ def test_its_name_does_not_hide_the_package() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_is_compiled_and_serves(tmp_path: Path) -> None:
+def test_a_model_is_compiled_and_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The two commands as a user types them; the second time nothing is compiled."""
     out, cache = tmp_path / "artefact", tmp_path / "cache"
     command = [
@@ -94,21 +172,26 @@ def test_a_model_is_compiled_and_serves(tmp_path: Path) -> None:
         "--samples",
         "4",
     ]
-    command += ["--max-new-tokens", "24", "--out", str(out), "--cache", str(cache)]
+    command += ["--max-new-tokens", "24", "--top-k", "20"]
+    command += ["--out", str(out), "--cache", str(cache)]
     done = run(*command, "--json", str(tmp_path / "made.json"))
     assert done.returncode == 0, done.stderr
     assert "computed: no graph has been seen by neuronx-cc" in done.stdout
     made = json.loads((tmp_path / "made.json").read_text())
     assert [graph["cached"] for graph in made["graphs"]] == [False, False]
-    again = run(*command)
-    assert "graphs    0 compiled in 0.0 s, 2 from" in again.stdout, again.stdout + again.stderr
+    planning.main(command[1:])
+    again = capsys.readouterr().out
+    assert "graphs    0 compiled in 0.0 s, 2 from" in again
 
     asked = ["-n", "3", "--seed", "7"]
     served, direct = tmp_path / "served.json", tmp_path / "direct.json"
-    done = run("scripts/generate.py", "--artifact", str(out), *asked, "--json", str(served))
+    advice = again.splitlines()[-1]
+    assert advice == f"run it    python scripts/generate.py --artifact {out} -n 4 --top-k 20"
+    done = run(*shlex.split(advice)[3:], *asked, "--json", str(served))
     assert done.returncode == 0, done.stderr
     assert "bucket    G = 1, r = 4, S_ctx = 320, S_dec = 23; 98%" in done.stdout
-    assert run("scripts/generate.py", *asked, "--json", str(direct)).returncode == 0
+    done = run("scripts/generate.py", *asked, "--top-k", "20", "--json", str(direct))
+    assert done.returncode == 0, done.stderr
     tokens = [
         [sample["tokens"] for sample in json.loads(path.read_text())["samples"]]
         for path in (served, direct)
@@ -116,14 +199,15 @@ def test_a_model_is_compiled_and_serves(tmp_path: Path) -> None:
     assert tokens[0] == tokens[1]
 
     for arguments, message in (
-        (["-n", "5"], "the artefact's buckets hold up to 320, 4 and 24"),
+        (["-n", "5", "--top-k", "20"], "the artefact's buckets hold up to 320, 4 and 24"),
+        (["-n", "3"], "the request has top-k off; .* ask for --top-k 20 or fewer"),
         (["--tp", "2"], "--tp does not go with --artifact: it was chosen when it was compiled"),
         (["--kernels", "nki"], f"--kernels nki: {out} was compiled in the torch form"),
     ):
-        done = run("scripts/generate.py", "--artifact", str(out), *arguments)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
-    listed = subprocess.run(
-        [sys.executable, "-m", "compile.cache", "list", "--cache", str(cache)],
-        capture_output=True, text=True, cwd=ROOT, check=True,
-    )  # fmt: skip
-    assert "decode_1x4_320_23" in listed.stdout and "2 graphs in" in listed.stdout
+        monkeypatch.setattr("sys.argv", ["generate.py", "--artifact", str(out), *arguments])
+        with pytest.raises(InputError, match=message):
+            generate.main()
+    capsys.readouterr()
+    caching.main(["list", "--cache", str(cache)])
+    listed = capsys.readouterr().out
+    assert "decode_1x4_320_23" in listed and "2 graphs in" in listed
