@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,12 +198,22 @@ def size_of(folder: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Lists or prunes."""
-    parser = argparse.ArgumentParser(prog="python -m compile.cache", description=__doc__)
+    """Lists or prunes.
+
+    Raises:
+        InputError: the folder is none, or the days are not a length of time.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m compile.cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("action", choices=("list", "prune"))
     parser.add_argument("--cache", type=Path, default=default_cache(), help="(%(default)s)")
     parser.add_argument("--days", type=float, default=30.0, help="for prune (%(default)s)")
     args = parser.parse_args(argv)
+    if not args.days >= 0:
+        raise InputError(f"--days is {args.days}; it must be 0 or more")
     cache = Cache(args.cache)
     if args.action == "prune":
         print(f"freed     {cache.prune(args.days):,} bytes in {args.cache}")
@@ -217,4 +228,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"python -m compile.cache: error: {error}", file=sys.stderr)
+        sys.exit(2)

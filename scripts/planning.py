@@ -19,6 +19,9 @@ from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
 from scripts.command_line import Parser
 
+DESCRIPTION = (
+    "Compiles a model for a Neuron instance into an artefact that serves; --dry-run only plans it."
+)
 CONTEXT = 1024
 
 DTYPES = {
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parser() -> Parser:
     """The options."""
-    made = Parser(prog="compile.py", description=__doc__)
+    made = Parser(prog="compile.py", description=DESCRIPTION)
     add = made.add_argument
     add("--dry-run", action="store_true", help="plan only, which needs neither SDK nor weights")
     add(

@@ -84,6 +84,24 @@ def test_list_and_prune_as_commands(tmp_path: Path, capsys: pytest.CaptureFixtur
         Cache(Path(os.devnull) / "c")
 
 
+@pytest.mark.slow
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "compile.cache", "list", "--cache", "/dev/null/x"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    told = "python -m compile.cache: error: cache /dev/null/x cannot be written: Not a directory\n"
+    assert done.stderr == told
+
+
+@pytest.mark.parametrize("days", ["-1", "nan"])
+def test_days_are_a_length_of_time(days: str, tmp_path: Path) -> None:
+    with Cache(tmp_path).entry(WHAT, writes("one")) as entry:
+        pass
+    with pytest.raises(InputError, match=f"--days is {float(days)}; it must be 0 or more"):
+        caching.main(["prune", "--cache", str(tmp_path), "--days", days])
+    assert entry.files[0].is_file()
+
+
 def keys(plan: Plan, candidates: int = 5) -> set[str]:
     specs = graph_specs(plan, candidates)
     return {key_of(determines(plan, spec, candidates, Cpu())) for spec in specs}
