@@ -57,8 +57,9 @@ def check_sdk() -> None:
 
     if neuronx_distributed_version() is None or sdk_version() is None:
         raise InputError(
-            "compiling for Neuron needs torch-neuronx 2.9 and neuronx-distributed 0.18 or later "
-            "(Neuron pip repository); without them --device cpu makes the same graphs for a CPU"
+            "what is for NeuronCores needs torch-neuronx 2.9 and neuronx-distributed 0.18 or later "
+            "(Neuron pip repository); without them scripts/compile.py --device cpu makes the same "
+            "graphs for a CPU"
         )
 
 
@@ -85,23 +86,29 @@ class Neuron:
     name = "neuron"
 
     @staticmethod
-    def for_plan(plan: Plan) -> Neuron:
+    def for_plan(plan: Plan, workers: int | None = None) -> Neuron:
         """The backend for a plan.
 
         Layouts follow the largest decode graph, for it runs once a token. With LNC 2 they are left
         alone: ModelBuilder v2 compiles the graph that changes them for one core only
         (`_compile_priority_model`), so that way is untested by its makers. As many compilers run at
-        a time as the plan's host has memory for, and this one.
+        a time as the plan's host has memory for, and this one, or `workers`.
+
+        Raises:
+            InputError: there are to be no workers.
         """
         decodes = [graph.name for graph in plan.graphs if graph.phase == "decode"]
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        workers = min(plan.host.workers, int(0.8 * here) // plan.host.worker)
+        if workers is None:
+            workers = max(min(plan.host.workers, int(0.8 * here) // plan.host.worker), 1)
+        elif workers < 1:
+            raise InputError(f"--workers is {workers}; it must be at least 1")
         return Neuron(
             target=plan.instance.target,
             lnc=plan.instance.lnc,
             fp8="fp8" in (plan.config.weights, plan.config.kv_dtype),
             priority=decodes[-1] if plan.instance.lnc == 1 else None,
-            workers=max(workers, 1),
+            workers=workers,
         )
 
     def versions(self) -> dict[str, str]:

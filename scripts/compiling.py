@@ -26,7 +26,7 @@ from scripts import options
 
 
 def backend_for(
-    device: str, plan: Plan | None = None, simulate: bool = True
+    device: str, plan: Plan | None = None, simulate: bool = True, workers: int | None = None
 ) -> tuple[Backend, str]:
     """Where graphs are compiled for, and why.
 
@@ -34,9 +34,10 @@ def backend_for(
         device: "auto", "cpu" or "neuron".
         plan: what is to be compiled; None where an artefact is run.
         simulate: whether a CPU simulates NKI operators, or computes them by the torch reference.
+        workers: compilers at a time; None leaves it to the memory of the host.
 
     Raises:
-        InputError: the device's software is not here.
+        InputError: the device's software is not here, or `workers` are not what it takes.
     """
     if device == "auto":
         device = "cpu" if sdk_version() is None else "neuron"
@@ -49,9 +50,11 @@ def backend_for(
         from compile.neuron import Neuron, check_sdk
 
         check_sdk()
-        return Neuron() if plan is None else Neuron.for_plan(plan), why
+        return Neuron() if plan is None else Neuron.for_plan(plan, workers), why
     from compile.export import Cpu
 
+    if workers is not None:
+        raise InputError("--workers is for neuronx-cc; a CPU's graphs are captured one by one")
     return Cpu(simulate), why
 
 
@@ -93,7 +96,7 @@ def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None
         InputError: what is wrong, in one sentence.
     """
     candidates = check(args, checkpoint, plan)
-    backend, why = backend_for(args.device, plan)
+    backend, why = backend_for(args.device, plan, workers=args.workers)
     out, folder = out_of(args), Path(args.cache) if args.cache else default_cache()
     cache = Cache(folder)
     print(f"device    {backend.name}: {why}")

@@ -135,6 +135,12 @@ def parser() -> Parser:
         help="the decode graphs draw among at most K tokens; 0: "
         "they give logits and the host draws (the checkpoint's, else 0)",
     )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="compilers at a time (as many as the host has memory for, by the plan's estimate)",
+    )
     add("--cache", metavar="DIR", help="where compiled graphs are kept (~/.cache/bifork/graphs)")
     return made
 

@@ -81,7 +81,10 @@ def find_artifact(folder: str, kernels: str) -> tuple[Artifact, Backend]:
     if not path.is_dir():
         raise InputError(f"--artifact {folder}: there is no such folder")
     manifest = read_manifest(path)
-    backend, _ = backend_for(manifest["device"], simulate=kernels != "torch")
+    try:
+        backend, _ = backend_for(manifest["device"], simulate=kernels != "torch")
+    except InputError as error:
+        raise InputError(f"{folder} was compiled for {manifest['device']}: {error}") from None
     if kernels == "nki" and manifest["kernels"] != "nki":
         raise InputError(f"--kernels nki: {folder} was compiled in the torch form")
     return open_artifact(path, backend.name, backend.versions()), backend

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from compile import known_failures
 from compile.failures import NeuronFailure, explain, read_log, whole_message
+from scripts import planning
 
 pytestmark = pytest.mark.null
 
@@ -252,6 +254,18 @@ def test_every_pattern_has_a_recorded_line() -> None:
         seen.add(explain(f"Failure: {name} in nrt_execute()").cause)  # type: ignore[union-attr]
     assert statuses <= seen
     assert {known.cause for known in known_failures.KNOWN} <= seen
+
+
+def test_advice_names_options_that_there_are() -> None:
+    """Of scripts/compile.py; the one flag beside them is the compiler's own."""
+    named = {
+        option
+        for known in known_failures.KNOWN
+        for option in re.findall(r"--[a-z][a-z-]+", known.advice)
+    }
+    assert "--workers" in named
+    options = {option for action in planning.parser()._actions for option in action.option_strings}
+    assert named - options <= {"--implicit-integer-downcast"}
 
 
 @pytest.mark.parametrize("text", ["", "INFO all is well", "Compiler status PASS"])

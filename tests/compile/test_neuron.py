@@ -290,6 +290,9 @@ def test_workers_are_bounded_by_memory(tmp_path: Path) -> None:
     assert 1 <= most <= plan.host.workers
     tight = replace(plan, host=replace(plan.host, worker=2**50))
     assert Neuron.for_plan(tight).workers == 1
+    assert Neuron.for_plan(tight, workers=3).workers == 3
+    with pytest.raises(InputError, match="--workers is 0; it must be at least 1"):
+        Neuron.for_plan(plan, workers=0)
 
 
 @pytest.mark.skipif(os.environ.get("NEURON_SDK") is not None, reason="the SDK is installed")

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from compile import cache as caching
+from compile.artifact import seal
 from compile.export import Cpu
 from compile.plan import Request, make_plan
 from models.causal_lm.directory import load_config
 from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
-from scripts import generate, planning
+from scripts import generate, planning, serving
 from scripts.compiling import serve_command
 
 pytestmark = pytest.mark.null
@@ -54,7 +55,8 @@ def test_prints_a_plan_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([*SMALL, "--out", "README.md"], "README.md is a file; an artefact is a folder"),
         ([*SMALL, "--out", "docs"], "docs holds something else than an artefact"),
         ([*SMALL, "--samples", "4000000"], "a core of trn1.2xlarge has 16.0 GiB, and this takes"),
-        ([*SMALL, "--device", "neuron"], "(?i)neuron"),
+        ([*SMALL, "--device", "neuron"], "NeuronCores needs torch-neuronx 2.9"),
+        ([*SMALL, "--device", "cpu", "--workers", "2"], "--workers is for neuronx-cc"),
         ([*SMALL, "--cache", "/dev/null/x"], "cache /dev/null/x cannot be written"),
         (["--dry-run", *SMALL, "--json", "no/such/x"], "--json no/such/x: there is no folder"),
         (["--dry-run", "--instance", "trn1.2xlarge", "--context", "600"], "the model has 512"),
@@ -111,6 +113,13 @@ def test_what_is_to_be_typed_next(
     assert told == f"{start} scripts/generate.py --artifact 'an artefact'{options}"
     (model / "task.json").unlink()  # a model of no task that ships with a prompt
     assert ' --prompt "..."' in serve_command(plan, model, Path("x"), Cpu(), candidates)
+
+
+def test_an_artefact_for_neuroncores_on_another_host(tmp_path: Path) -> None:
+    seal(tmp_path, {"device": "neuron"})
+    told = f"{tmp_path} was compiled for neuron: what is for NeuronCores needs torch-neuronx"
+    with pytest.raises(InputError, match=told):
+        serving.find_artifact(str(tmp_path), "auto")
 
 
 @pytest.mark.slow
