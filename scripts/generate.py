@@ -205,7 +205,8 @@ def eager(
             progress=parallel.rank == 0,
         )
         unknown = tokenizer.count_unknown(prompt)
-        telling.print_head(args, model, kernels, prompt, text, unknown, sampling)
+        ignored = tokenizer.defaults.ignored
+        telling.print_head(args, model, kernels, prompt, text, unknown, sampling, ignored)
         with steps(args.max_new_tokens, parallel.rank > 0) as progress:
             generation = generate(
                 model,

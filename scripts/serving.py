@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from models.causal_lm import CacheShape, Tokenizer
 from models.generation import Generation, Progress, Sampling, generate
 from models.generation.results import ProgressCallback
 from nki_kernels.errors import InputError
+from scripts import telling
 from scripts.compiling import backend_for
 
 OWN = {
@@ -110,8 +111,9 @@ def answered(
         began = time.perf_counter()
         compiled = CompiledLM(artifact, backend.load(artifact, parallel))
         load = time.perf_counter() - began
+        ignored = tokenizer.defaults.ignored
         warm = compiled.warm_up(progress=parallel.rank == 0)
-        print_head(args, artifact, prompt, shape, sampling, load, warm)
+        print_head(args, artifact, prompt, shape, sampling, ignored, load, warm)
         with steps(args.max_new_tokens, parallel.rank > 0) as progress:
             generation = generate(
                 compiled,
@@ -139,6 +141,7 @@ def print_head(
     prompt: list[int],
     shape: CacheShape,
     sampling: Sampling,
+    ignored: Sequence[str],
     load: float,
     warm: dict[str, float],
 ) -> None:
@@ -157,11 +160,8 @@ def print_head(
         f"bucket    G = {shape.G}, r = {shape.r}, S_ctx = {shape.S_ctx}, S_dec = {shape.S_dec}; "
         f"{len(prompt) / shape.S_ctx:.0%} of the context slots are used"
     )
-    print(
-        f"sampling  n = {args.samples}, temperature {sampling.temperature:g}, "
-        f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}",
-        flush=True,
-    )
+    telling.print_sampling(args, sampling, ignored)
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def print_head(
     text: str,
     unknown: int,
     sampling: Sampling,
+    ignored: Sequence[str],
 ) -> None:
     """What is about to run."""
     c = model.config
@@ -71,10 +73,7 @@ def print_head(
     )
     end = (text.strip().splitlines() or [""])[-1]
     print(f"prompt    {len(prompt)} tokens, ending: {end[-SHOWN:]}")
-    print(
-        f"sampling  n = {args.samples}, temperature {sampling.temperature:g}, "
-        f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}"
-    )
+    print_sampling(args, sampling, ignored)
     if model.parallel.size > 1:
         heads, split = model.heads, "its positions" if model.parts > 1 else "nothing"
         print(
@@ -91,6 +90,16 @@ def print_head(
         print(f"note      {unknown} tokens of the prompt are unknown to this model's tokenizer")
         if Path(args.model).resolve() == DEFAULT_MODEL.resolve():
             print("          it plays countdown and nothing else; without --prompt it shows how")
+
+
+def print_sampling(args: argparse.Namespace, sampling: Sampling, ignored: Sequence[str]) -> None:
+    """How answers are drawn, and what the checkpoint recommends that is not done."""
+    print(
+        f"sampling  n = {args.samples}, temperature {sampling.temperature:g}, "
+        f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, seed {args.seed}"
+    )
+    if ignored:
+        print(f"note      the checkpoint recommends {', '.join(ignored)} too, which is not done")
 
 
 def print_answers(

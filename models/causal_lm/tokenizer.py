@@ -20,7 +20,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What a checkpoint recommends; None where its `generation_config.json` says nothing."""
+    """What a checkpoint recommends; None where its `generation_config.json` says nothing.
+
+    `ignored` names what it recommends beside these, which would change answers and is not done.
+    """
 
     eos_token_ids: tuple[int, ...] = ()
     temperature: float | None = None
@@ -28,6 +31,34 @@ class GenerationDefaults:
     top_p: float | None = None
     do_sample: bool | None = None
     max_new_tokens: int | None = None
+    ignored: tuple[str, ...] = ()
+
+
+# Settings of transformers' GenerationConfig that change answers and are not done here. Zero, false
+# and empty are off; so is 1 where it multiplies, or counts beams.
+NOT_DONE = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "penalty_alpha",
+    "repetition_penalty",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+    "top_h",
+    "typical_p",
+)
+OFF_AT_ONE = ("guidance_scale", "num_beams", "repetition_penalty", "top_h", "typical_p")
 
 
 class Tokenizer:
@@ -139,4 +170,7 @@ def load_generation_defaults(
         ):
             raise InputError(f"{path}: {name} is {value!r}; it must be a {kinds[-1].__name__}")
     names = ("temperature", "top_k", "top_p", "do_sample", "max_new_tokens")
-    return GenerationDefaults(eos, **{name: raw.get(name) for name in names})
+    ignored = tuple(
+        name for name in NOT_DONE if raw.get(name) and not (name in OFF_AT_ONE and raw[name] == 1)
+    )
+    return GenerationDefaults(eos, **{name: raw.get(name) for name in names}, ignored=ignored)

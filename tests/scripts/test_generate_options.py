@@ -50,6 +50,20 @@ def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words("xla") == words("xla", "nki") == "nki"
 
 
+def test_what_a_checkpoint_recommends_in_vain_is_told(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in DEFAULT_MODEL.iterdir():
+        (model / path.name).symlink_to(path)
+    path = model / "generation_config.json"
+    given = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps(given | {"repetition_penalty": 1.05}))
+    said, _ = run("--model", model, "--prompt", "3 4")
+    assert "note      the checkpoint recommends repetition_penalty too, which is not done" in said
+    assert "recommends" not in run()[0]
+
+
 def test_drafts_change_no_token(run: Run) -> None:
     _, plain = run()
     tokens = [each["tokens"] for each in plain["samples"]]

@@ -117,6 +117,14 @@ def test_malformed_generation_config(copied: Path, fields: dict[str, Any], messa
         load_generation_defaults(copied)
 
 
+def test_recommendations_that_are_not_followed_are_named(copied: Path) -> None:
+    write_generation_config(copied, repetition_penalty=1.05, min_p=0.1, bad_words_ids=[[3]])
+    ignored = load_generation_defaults(copied).ignored
+    assert ignored == ("bad_words_ids", "min_p", "repetition_penalty")
+    write_generation_config(copied, repetition_penalty=1.0, min_p=None, num_beams=1, min_length=0)
+    assert load_generation_defaults(copied).ignored == ()
+
+
 def test_no_tokenizer(copied: Path) -> None:
     (copied / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"has no tokenizer: none of tokenizer\.json"):
