@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nki_kernels import tuned
 from nki_kernels.bifurcated_attention.validate import Shape
+from nki_kernels.cases import Case, error, largest_logit, make, oracle, tolerance
 from nki_kernels.ordinary_attention import tuning
 from nki_kernels.predict import options_of, profile, shape_of
 from nki_kernels.speed_of_light import Decode
 from nki_kernels.tune import Illegal, checked, climb, neighbours, tune_schedules
+from tests.nki_kernels.holding import hold, runner
+from tests.nki_kernels.running import BIFURCATED, bifurcated_options
 
 pytestmark = pytest.mark.sim
 
@@ -74,6 +78,27 @@ def test_the_data_names_fields_of_the_schedules() -> None:
         path = entry["kernel"].removesuffix("_attention")
         options = options_of(path, shape, 2, entry["generation"])
         assert entry["changes"].items() <= options.items()
+
+
+FOUND = [e for e in tuned.entries() if e["kernel"] == "bifurcated_attention" and e["changes"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "entry", FOUND, ids=lambda e: "{generation} {0[h]} on {0[g]} {0[r]}".format(e["shape"], **e)
+)
+def test_what_was_found_computes_the_same(entry: dict[str, Any]) -> None:
+    """The schedules of the data, with shorter contexts of odd lengths."""
+    sizes = entry["shape"]
+    options = options_of("bifurcated", Shape(G=1, **sizes), 2, entry["generation"])
+    case = Case(m_c=1309, m_d=21, b=sizes["r"], h=sizes["h"], g=sizes["g"], d=64, dtype="bfloat16")
+    run = runner(BIFURCATED, bifurcated_options)
+    target = {"gen2": "trn1", "gen3": "trn2"}[entry["generation"]]
+    hold(run, case, target, **options)
+    arguments = make(case)
+    expected, _, _ = oracle(arguments)
+    o = run(arguments, target, **options)
+    assert error(o, expected) <= tolerance(expected, case.dtype, largest_logit(arguments))
 
 
 def test_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
