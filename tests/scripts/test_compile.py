@@ -169,7 +169,7 @@ def test_its_name_does_not_hide_the_package() -> None:
 def test_a_model_is_compiled_and_serves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two commands as a user types them; the second time nothing is compiled."""
+    """The two commands as a user types them; cache and artefact serve where they are carried."""
     out, cache = tmp_path / "artefact", tmp_path / "cache"
     command = [
         "scripts/compile.py",
@@ -188,6 +188,7 @@ def test_a_model_is_compiled_and_serves(
     assert "computed: no graph has been seen by neuronx-cc" in done.stdout
     made = json.loads((tmp_path / "made.json").read_text())
     assert [graph["cached"] for graph in made["graphs"]] == [False, False]
+    command[-1] = str(cache.rename(tmp_path / "carried to another host"))
     planning.main(command[1:])
     again = capsys.readouterr().out
     assert "graphs    0 compiled in 0.0 s, 2 from" in again
@@ -196,7 +197,9 @@ def test_a_model_is_compiled_and_serves(
     served, direct = tmp_path / "served.json", tmp_path / "direct.json"
     advice = again.splitlines()[-1]
     assert advice == f"run it    python scripts/generate.py --artifact {out} -n 4 --top-k 20"
-    done = run(*shlex.split(advice)[3:], *asked, "--json", str(served))
+    moved = out.rename(tmp_path / "moved")
+    typed = shlex.split(advice.replace(str(out), str(moved)))[3:]
+    done = run(*typed, *asked, "--json", str(served))
     assert done.returncode == 0, done.stderr
     assert "bucket    G = 1, r = 4, S_ctx = 320, S_dec = 23; 98%" in done.stdout
     done = run("scripts/generate.py", *asked, "--top-k", "20", "--json", str(direct))
@@ -211,12 +214,12 @@ def test_a_model_is_compiled_and_serves(
         (["-n", "5", "--top-k", "20"], "the artefact's buckets hold up to 320, 4 and 24"),
         (["-n", "3"], "the request has top-k off; .* ask for --top-k 20 or fewer"),
         (["--tp", "2"], "--tp does not go with --artifact: it was chosen when it was compiled"),
-        (["--kernels", "nki"], f"--kernels nki: {out} was compiled in the torch form"),
+        (["--kernels", "nki"], f"--kernels nki: {moved} was compiled in the torch form"),
     ):
-        monkeypatch.setattr("sys.argv", ["generate.py", "--artifact", str(out), *arguments])
+        monkeypatch.setattr("sys.argv", ["generate.py", "--artifact", str(moved), *arguments])
         with pytest.raises(InputError, match=message):
             generate.main()
     capsys.readouterr()
-    caching.main(["list", "--cache", str(cache)])
+    caching.main(["list", "--cache", command[-1]])
     listed = capsys.readouterr().out
     assert "decode_1x4_320_23" in listed and "2 graphs in" in listed
