@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from models.pretrained import DEFAULT_MODEL
 from nki_kernels.errors import InputError
 from scripts import generate, planning, serving
 from scripts.compiling import serve_command
+from tests.compile import making
 
 pytestmark = pytest.mark.null
 
@@ -126,9 +128,11 @@ def test_an_artefact_for_neuroncores_on_another_host(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_the_graphs_that_are_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pressed in a terminal while the second graph is captured."""
+    """Pressed in a terminal when the first of five graphs is in the cache."""
+    model = making.checkpoint(tmp_path / "model")
     out, cache = tmp_path / "artefact", tmp_path / "cache"
-    command = [sys.executable, "scripts/compile.py", *SMALL, "--device", "cpu", "--samples", "2"]
+    command = [sys.executable, "scripts/compile.py", *making.BASE, "--model", str(model)]
+    command += ["--context", "8", "--samples", "2,3,4,5", "--kernels", "torch"]
     command += ["--out", str(out), "--cache", str(cache)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(
@@ -147,8 +151,11 @@ def test_ctrl_c_keeps_the_graphs_that_are_done(
     assert "Traceback" not in error and not out.exists()
     planning.main(command[2:])
     again = capsys.readouterr().out
-    assert "graphs    1 compiled in" in again and f"1 from {cache}" in again
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "cache"]
+    found = re.search(rf"graphs    (\d) compiled in .* (\d) from {cache}", again)
+    assert found is not None
+    compiled, kept = map(int, found.groups())
+    assert compiled >= 1 and kept >= 1 and compiled + kept == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "cache", "model"]
 
 
 @pytest.mark.slow
