@@ -190,15 +190,16 @@ KNOWN = (
     Known(
         r"NCC_(EVRF035|EVRF060|EVRF061|EVRF062|EVRF063)",
         "integers where the compiler computes in floating point",
-        "--implicit-integer-downcast=all lets it (lossy above 2**24); report it with the HLO",
+        "--compiler-flags=--implicit-integer-downcast=all lets it (lossy above 2**24); report it "
+        "with the HLO",
         _DOCS + "compiler/error-codes/EVRF035.html",
     ),
     Known(
         r"\[(NCC_I)?TEN404\]|Internal tensorizer error|\[NLA001\]|\[F134\]|NCC_I[A-Z]{3}\d+"
         r"|Internal Compiler Error",
         "an internal error of the compiler",
-        "try -O1 for this graph, then --kernels torch, then another SDK release; report it to AWS "
-        "with the log and model/graph.hlo",
+        "try --compiler-flags=-O1, then --kernels torch, then another SDK release; report it to "
+        "AWS with the log and model/graph.hlo",
         _SDK + "1152",
     ),
     # --- loading and running

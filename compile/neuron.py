@@ -73,6 +73,7 @@ class Neuron:
         fp8: whether weights or cache are float8_e4m3fn.
         priority: the graph whose weight layouts the others follow; None leaves weights as they are.
         workers: compilers at a time.
+        more: flags of the user, behind those of compile/flags.py.
         workdir: where the compiler works; its logs stay there when it fails.
     """
 
@@ -81,13 +82,14 @@ class Neuron:
     fp8: bool = False
     priority: str | None = None
     workers: int = 1
+    more: str = ""
     workdir: Path = Path(tempfile.gettempdir()) / "bifork-neuronx-cc"
 
     name = "neuron"
 
     @staticmethod
-    def for_plan(plan: Plan, workers: int | None = None) -> Neuron:
-        """The backend for a plan.
+    def for_plan(plan: Plan, workers: int | None = None, more: str = "") -> Neuron:
+        """The backend for a plan, with `more` flags for every graph.
 
         Layouts follow the largest decode graph, for it runs once a token. With LNC 2 they are left
         alone: ModelBuilder v2 compiles the graph that changes them for one core only
@@ -109,6 +111,7 @@ class Neuron:
             fp8="fp8" in (plan.config.weights, plan.config.kv_dtype),
             priority=decodes[-1] if plan.instance.lnc == 1 else None,
             workers=workers,
+            more=more,
         )
 
     def versions(self) -> dict[str, str]:
@@ -129,7 +132,7 @@ class Neuron:
 
     def flags(self, spec: GraphSpec) -> str:
         """The compiler's command line for a graph."""
-        return flag_text(spec.phase, self.target, self.lnc, self.fp8)
+        return f"{flag_text(spec.phase, self.target, self.lnc, self.fp8)} {self.more}".rstrip()
 
     def stages(self, specs: Sequence[GraphSpec]) -> list[list[GraphSpec]]:
         """The graph whose layouts the others follow, then the others."""

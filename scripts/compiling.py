@@ -26,7 +26,11 @@ from scripts import options
 
 
 def backend_for(
-    device: str, plan: Plan | None = None, simulate: bool = True, workers: int | None = None
+    device: str,
+    plan: Plan | None = None,
+    simulate: bool = True,
+    workers: int | None = None,
+    flags: str | None = None,
 ) -> tuple[Backend, str]:
     """Where graphs are compiled for, and why.
 
@@ -35,9 +39,10 @@ def backend_for(
         plan: what is to be compiled; None where an artefact is run.
         simulate: whether a CPU simulates NKI operators, or computes them by the torch reference.
         workers: compilers at a time; None leaves it to the memory of the host.
+        flags: more flags of neuronx-cc for every graph.
 
     Raises:
-        InputError: the device's software is not here, or `workers` are not what it takes.
+        InputError: the device's software is not here, or it takes no such `workers` or `flags`.
     """
     if device == "auto":
         device = "cpu" if sdk_version() is None else "neuron"
@@ -50,11 +55,13 @@ def backend_for(
         from compile.neuron import Neuron, check_sdk
 
         check_sdk()
-        return Neuron() if plan is None else Neuron.for_plan(plan, workers), why
+        return Neuron() if plan is None else Neuron.for_plan(plan, workers, flags or ""), why
     from compile.export import Cpu
 
     if workers is not None:
         raise InputError("--workers is for neuronx-cc; a CPU's graphs are captured one by one")
+    if flags is not None:
+        raise InputError("--compiler-flags is for neuronx-cc; torch.export takes none")
     return Cpu(simulate), why
 
 
@@ -96,7 +103,7 @@ def compile_plan(args: argparse.Namespace, checkpoint: Path, plan: Plan) -> None
         InputError: what is wrong, in one sentence.
     """
     candidates = check(args, checkpoint, plan)
-    backend, why = backend_for(args.device, plan, workers=args.workers)
+    backend, why = backend_for(args.device, plan, workers=args.workers, flags=args.compiler_flags)
     out, folder = out_of(args), Path(args.cache) if args.cache else default_cache()
     cache = Cache(folder)
     print(f"device    {backend.name}: {why}")

@@ -141,6 +141,11 @@ def parser() -> Parser:
         metavar="N",
         help="compilers at a time (as many as the host has memory for, by the plan's estimate)",
     )
+    add(
+        "--compiler-flags",
+        metavar="TEXT",
+        help="flags of neuronx-cc behind its own, for every graph, as --compiler-flags=-O1",
+    )
     add("--cache", metavar="DIR", help="where compiled graphs are kept (~/.cache/bifork/graphs)")
     return made
 

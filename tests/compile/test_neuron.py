@@ -22,6 +22,7 @@ from compile.backend import Backend
 from compile.buckets import route
 from compile.cache import Cache
 from compile.failures import NeuronFailure
+from compile.graphs import graph_specs
 from compile.make import make_artifact
 from compile.neuron import Neuron, check_sdk
 from compile.plan import Plan, Request, make_plan
@@ -280,6 +281,14 @@ def test_hosts_share_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_ranks(8) == (4, 4)
     with pytest.raises(InputError, match="do not divide"):
         local_ranks(1)
+
+
+def test_flags_of_the_user_come_last_and_decide_the_cache(tmp_path: Path) -> None:
+    plan = plan_of(checkpoint(tmp_path), 1)
+    plain, more = Neuron.for_plan(plan), Neuron.for_plan(plan, more="-O1 --verbose=debug")
+    spec = graph_specs(plan, 0)[0]
+    assert more.flags(spec) == plain.flags(spec) + " -O1 --verbose=debug"
+    assert more.settings(spec) != plain.settings(spec)
 
 
 def test_workers_are_bounded_by_memory(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_prints_a_plan_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([*SMALL, "--samples", "4000000"], "a core of trn1.2xlarge has 16.0 GiB, and this takes"),
         ([*SMALL, "--device", "neuron"], "NeuronCores needs torch-neuronx 2.9"),
         ([*SMALL, "--device", "cpu", "--workers", "2"], "--workers is for neuronx-cc"),
+        ([*SMALL, "--device", "cpu", "--compiler-flags=-O1"], "--compiler-flags is for neuronx-cc"),
         ([*SMALL, "--cache", "/dev/null/x"], "cache /dev/null/x cannot be written"),
         (["--dry-run", *SMALL, "--json", "no/such/x"], "--json no/such/x: there is no folder"),
         (["--dry-run", "--instance", "trn1.2xlarge", "--context", "600"], "the model has 512"),
