@@ -168,8 +168,12 @@ ONE_TILE_FEW_SHARE_GEN3 = {
     "block_slots": 32,
     "ramp": 16,
     "ramp_down": 16,
-    "ahead": 3,
-    "values_late": 2,
+    "suffix_slots": 8,
+    "ahead": 1,
+    "values_late": 1,
+    "turns": 4,
+    "copy_share": 4,
+    "unit_slots": 32,
 }
 """And with fewer than SHARED_ROWS: DMA has the suffixes to bring and no time to turn weights."""
 
@@ -296,19 +300,20 @@ def suffix_loads(samples: int, gen2: bool) -> Iterator[tuple[int, int]]:
 def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, int]) -> Schedule:
     """The sizes of a call whose loads are given: samples and rows of a suffix, slots of a block."""
     samples, suffix_tiles, most = loads
-    block_slots, ramp = (16, 4) if gen2 else (64, 16)
-    if not gen2 and shape.G * shape.g == 1:
-        block_slots, ramp = 32, 4  # a single head: nothing else to do while the first block comes
     d = shape.d
     per_slot = shape.n * shape.p
     rows = samples * min(128, per_slot)
+    single = shape.g == 1 and (shape.G == 1 or rows > FEW_ROWS)  # head of a prompt
+    block_slots, ramp = (16, 4) if gen2 else (64, 16)
+    if not gen2 and single:
+        block_slots, ramp = 32, 4  # nothing else to do while the first block comes
     if rows <= FEW_ROWS:
         block_slots = min(block_slots, 32)
     block_slots = min(block_slots, most)
     tiles = row_tiles(shape, samples)
 
     one_load = shape.S_dec // packing(shape.S_dec, 1, SUFFIX_SLOTS)[0] <= suffix_tiles
-    long_chunks = rows >= LONG_CHUNK_ROWS or shape.G * shape.g == 1
+    long_chunks = rows >= LONG_CHUNK_ROWS or single
 
     state = 2 * (d + 1) * 4 + 64
     masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
@@ -328,12 +333,12 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
     )
     long_context = not gen2 and rows == 128 and shape.S_ctx >= samples * shape.S_dec
     if rows >= ROWS_FIRST and (per_slot >= SHARED_ROWS or long_context):
-        for sizes in rows_first(shape, element_bytes, gen2, tiles * shape.G):
+        for sizes in rows_first(shape, element_bytes, gen2, tiles):
             turned = replace(plan, **sizes)
             if fits(turned, shape, element_bytes, gen2):
                 return turned
     if not gen2 and rows >= HALF_ROWS:
-        if shape.G * shape.g > 1:
+        if not single:
             return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
         if per_slot >= SHARED_ROWS:
             plan = replace(plan, block_slots=min(16, block_slots), suffix_slots=2, lag=3)
@@ -347,7 +352,7 @@ def rows_first(
     """Sizes with query rows on partitions for the context, from the fastest to the smallest.
 
     Args:
-        tiles: row tiles of all groups.
+        tiles: row tiles of a group.
     """
     per_suffix = shape.n * shape.p
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
