@@ -17,7 +17,7 @@ from typing import Any
 from models.causal_lm import CacheShape, ModelConfig
 from models.causal_lm.attention import CHUNK
 from models.causal_lm.sharding import Heads, split_heads
-from nki_kernels import launch, predict
+from nki_kernels import launch, predict, tuned
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.speed_of_light import Decode
@@ -169,6 +169,7 @@ def _recorded_flash(S: int, start: int, d: int, target: str, size: int) -> int:
     keys = start + S
     shape = PrefillShape(B=1, S=S, h=1, g=1, d=d, S_ctx=keys, start=start)
     plan = flash_tuning.schedule(shape, size, target)
+    plan = tuned.improve("flash_attention", plan, shape, size, target)
     dtype = _dtype(size)
     arrays = (
         np.empty((1, S, 1, d), dtype),

@@ -166,7 +166,9 @@ def flash_call(case: FlashCase, return_state: bool, target: str) -> Call:
     arguments = cases.make_flash(case)
     o, top, total = cases.flash_oracle(arguments)
     shape = flash_validate.validate(**arguments)
-    plan = flash_tuning.schedule(shape, arguments["q"].element_size(), target)
+    size = arguments["q"].element_size()
+    plan = flash_tuning.schedule(shape, size, target)
+    plan = tuned.improve("flash_attention", plan, shape, size, target)
     given = {
         name: arguments[name]
         for name in ("start", "window", "softcap", "sinks")

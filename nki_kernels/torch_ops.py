@@ -458,7 +458,9 @@ def _flash(
     if _runs_reference(q.device, kernels):
         return flash_reference.flash_attention(q, k, v, **options, return_state=return_state)
     validate_for_kernels(shape.d)
-    plan = flash_tuning.schedule(shape, q.element_size(), target)
+    size = q.element_size()
+    plan = flash_tuning.schedule(shape, size, target)
+    plan = tuned.improve("flash_attention", plan, shape, size, target)
     return _run_kernel(
         q.device,
         target,

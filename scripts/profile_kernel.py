@@ -26,7 +26,7 @@ import numpy as np
 
 import nki_sim
 from models.files import output_path, write_json
-from nki_kernels import launch
+from nki_kernels import launch, tuned
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
 from nki_kernels.bifurcated_attention.validate import Shape as DecodeShape
 from nki_kernels.errors import InputError, require
@@ -236,6 +236,7 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
         G=work.G, r=work.r, n=work.n, h=work.h, g=g, d=work.d, S_ctx=work.m_c, S_dec=work.m_d
     )
     plan = bifurcated_tuning.schedule(shape, work.element_bytes, options.target)
+    plan = tuned.improve("bifurcated_attention", plan, shape, work.element_bytes, options.target)
     context, suffix = work.G * work.m_c, work.G * work.r * work.m_d
     stored = ml_dtypes.float8_e4m3fn if narrow else dtype
     factors = np.empty(g, np.float32) if narrow else None
@@ -285,9 +286,9 @@ def prefill(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profil
     require(options.head_dim <= 256, f"--head-dim must be at most 256, got {options.head_dim}")
     keys = work.prior + work.S
     shape = PrefillShape(B=work.B, S=work.S, h=work.h, g=g, d=work.d, S_ctx=keys, start=work.prior)
-    plan = flash_tuning.schedule(
-        shape, work.element_bytes, FAMILIES.get(options.target, options.target)
-    )
+    target = FAMILIES.get(options.target, options.target)
+    plan = flash_tuning.schedule(shape, work.element_bytes, target)
+    plan = tuned.improve("flash_attention", plan, shape, work.element_bytes, target)
     arrays = [
         np.empty((work.B, work.S, work.h, work.d), dtype),
         np.empty((g, work.d, work.B * keys), dtype),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nki_kernels import launch, predict
+from nki_kernels import launch, predict, tuned
 from nki_kernels.bifurcated_attention.validate import Shape as DecodeShape
 from nki_kernels.calls import Call
 from nki_kernels.flash_attention import tuning as flash_tuning
@@ -105,6 +105,7 @@ def prefill(name: str, S: int, target: str) -> Timed:
     work = Prefill(1, S, layer.h, layer.g, layer.d)
     shape = PrefillShape(B=1, S=S, h=layer.h, g=layer.g, d=layer.d, S_ctx=S, start=0)
     plan = flash_tuning.schedule(shape, work.element_bytes, target)
+    plan = tuned.improve("flash_attention", plan, shape, work.element_bytes, target)
     call = Call(
         "nki_kernels.flash_attention.kernel",
         "flash_attention_kernel",
