@@ -11,6 +11,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 MASK = -3.0e38  # added to a logit, it absorbs it: see attention_state/reference.py
+LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
 FLOOR = -1.0e30  # the least max: exp(MASK - FLOOR) is 0, so a row without keys sums to 0
 TINY = 1.0e-30  # the least divisor: a row that saw a key sums to about 1 or more
 
@@ -25,6 +26,18 @@ def move(dst, src):
     mode is left open, NeuronCore-v3 and later let GpSimd make them, one load after the other.
     """
     nisa.dma_copy(dst=dst, src=src, dge_mode=nisa.dge_mode.none)
+
+
+def copy_with_highest(kept, raw, top):
+    """Copy logits [rows, keys] out of PSUM, and every row's largest to `top`, in one pass."""
+    nisa.tensor_scalar_reduce(
+        dst=kept,
+        data=raw,
+        op0=nl.multiply,
+        operand0=1.0,
+        reduce_op=nl.maximum,
+        reduce_res=top,
+    )
 
 
 def head_slices(d):

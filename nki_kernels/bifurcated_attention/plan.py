@@ -280,6 +280,11 @@ def join_blocks(blocks, slots, alone):
     return units
 
 
+def chosen(at, share):
+    """Whether number `at` is among `share` of every 8, evenly spread."""
+    return (at + 1) * share // 8 > at * share // 8
+
+
 def pitch_of(rows):
     """Columns between the tiles of a chunk: the power of two from `rows` on, at most 128.
 

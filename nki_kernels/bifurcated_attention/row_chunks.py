@@ -16,11 +16,10 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, PARTITIONS
-from nki_kernels.bifurcated_attention.plan import pitch_of
+from nki_kernels.attention_state.kernel import BANK, LEAST, PARTITIONS, copy_with_highest
+from nki_kernels.bifurcated_attention.plan import chosen, pitch_of
 from nki_kernels.bifurcated_attention.stages import join_highest
 
-LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
 LOWEST = -(2.0**99)  # a maximum that takes the place of none, and that rounding leaves as it is
 SPAN = 2 * BANK  # keys that one instruction copies out of PSUM
 GROUP = 8  # tiles of weights that are turned together
@@ -58,14 +57,7 @@ def row_logits(call, job, shared, constants):
         key = block["cut"]["start"] + at
         if call["old"]:
             mask_dead(raw, key, group, rows, shared, constants)
-            nisa.tensor_scalar_reduce(
-                dst=kept,
-                data=raw,
-                op0=nl.multiply,
-                operand0=1.0,
-                reduce_op=nl.maximum,
-                reduce_res=top,
-            )
+            copy_with_highest(kept, raw, top)
         else:
             nisa.range_select(
                 dst=kept,
@@ -289,7 +281,7 @@ def turned_by_dma(call, job, rows, parts):
         return False
     at = call["turned_groups"]
     call["turned_groups"] = at + 1
-    return (at + 1) * share // 8 > at * share // 8
+    return chosen(at, share)
 
 
 def weigh_block(unit, dst, data, scale, split):
@@ -364,7 +356,7 @@ def copied_by_vector(call, job):
         share = 4  # nothing else is left for either engine
     at = call["copies"]
     call["copies"] = at + 1
-    return (at + 1) * share // 8 > at * share // 8
+    return chosen(at, share)
 
 
 def fold_rows(call, job, d):

@@ -22,6 +22,7 @@ from nki_kernels.bifurcated_attention.features import (
     stored,
     widened,
 )
+from nki_kernels.bifurcated_attention.plan import chosen
 from nki_kernels.bifurcated_attention.stages import (
     add_columns,
     add_mask,
@@ -106,7 +107,7 @@ def place_of_suffix(call, job):
 def turn_keys(job, batches, constants):
     """Transpose K of up to `batches` times as many tiles as fill a PSUM bank.
 
-    VectorE and ScalarE share in moving them back to SBUF.
+    VectorE moves `copy_share` of every 8 such banks back to SBUF, ScalarE the others.
     """
     sizes = job["room"]["sizes"]
     parts = sizes["parts"]
@@ -131,17 +132,11 @@ def turn_keys(job, batches, constants):
                         is_moving_onezero=True,
                     )
                     job["keys"][first + i].append(keys[:, i * parts : (i + 1) * parts])
-                if copied_by_vector(constants, first // count):
+                if chosen(first // count, constants["copy_share"]):
                     nisa.tensor_copy(dst=keys, src=turned)
                 else:
                     nisa.activation(dst=keys, op=nl.copy, data=turned)
             job["turned"] = first + count
-
-
-def copied_by_vector(constants, at):
-    """Whether VectorE makes copy number `at` of turned tiles: `copy_share` of every 8."""
-    share = constants["copy_share"]
-    return (at + 1) * share // 8 > at * share // 8
 
 
 def dead_slots(call, job, shared):

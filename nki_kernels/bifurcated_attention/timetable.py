@@ -8,6 +8,7 @@ Legal in NKI 0.2 to 0.7. Imports only pieces under that rule.
 from __future__ import annotations
 
 from nki_kernels.attention_state.kernel import PARTITIONS
+from nki_kernels.bifurcated_attention.plan import chosen
 
 FOLD_LAG = 2  # jobs that copies of turned weights have time for
 LAST_COPIES = 2  # jobs at the end of a call, when VectorE has no logits left to search
@@ -75,7 +76,7 @@ def share_turns(jobs, call):
         for block in job["blocks"]:
             whole = whole and block["cut"]["parts"] == PARTITIONS
         at = i - call["start_jobs"]
-        job["by_dma"] = whole and at >= 0 and (at + 1) * share // 8 > at * share // 8
+        job["by_dma"] = whole and at >= 0 and chosen(at, share)
         if at < 0:
             job["copied_by"] = "scalar"
         elif i + LAST_COPIES >= len(context):

@@ -9,10 +9,16 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import BANK, FLOOR, MASK, PARTITIONS, move
+from nki_kernels.attention_state.kernel import (
+    BANK,
+    FLOOR,
+    LEAST,
+    MASK,
+    PARTITIONS,
+    copy_with_highest,
+    move,
+)
 from nki_kernels.flash_attention.plan import columns_of
-
-LEAST = -3.4028234663852886e38  # the one value that range_select puts where a key is not seen
 
 # --- scores
 
@@ -50,14 +56,7 @@ def scores(call, unit, j):
     if call["old"]:
         if capped:
             select_edges(call, tile, raw, span["key"], size)
-        nisa.tensor_scalar_reduce(
-            dst=kept,
-            data=raw,
-            op0=nl.multiply,
-            operand0=1.0,
-            reduce_op=nl.maximum,
-            reduce_res=top,
-        )
+        copy_with_highest(kept, raw, top)
     else:
         nisa.range_select(
             dst=kept,
