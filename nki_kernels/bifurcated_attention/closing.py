@@ -1,9 +1,14 @@
-"""The last chunk of a call: all is done before its last values come but their product and a store.
+"""How a call ends on NeuronCore-v3, where nothing else hides what follows its last products.
 
-Then nothing else hides what follows those values. So the sums, which need weights alone, are
-inverted before; the old state lies in PSUM, decayed; the values that came earlier are added to it;
-and the weights of the last piece stand in a tile with zeros for the rows that it is not about, so
-that their product is rows on partitions at once, without being turned. One instruction divides it.
+Suffixes last: all is done before the last values come but their product and a store. The sums,
+which need weights alone, are inverted before; the old state lies in PSUM, decayed; the values that
+came earlier are added to it; and the weights of the last piece stand in a tile with zeros for the
+rows that it is not about, so that their product is rows on partitions at once, without being
+turned. One instruction divides it.
+
+Split units: their products come one right after the other, each of which would have to be added to
+the state in turn. All decays are known long before. So the old state is multiplied by all of them,
+and each product by those behind it, in the order in which they come.
 
 Legal on NeuronCore-v3 and later and in NKI 0.2 to 0.7. Imports only `nki` and pieces under that
 rule.
@@ -14,6 +19,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
+from nki_kernels.bifurcated_attention.plan import plain
 from nki_kernels.bifurcated_attention.rows import inverse_of, result_of, store_results
 from nki_kernels.bifurcated_attention.stages import add_sums
 from nki_kernels.bifurcated_attention.suffix import suffix_product, value_piece
@@ -25,8 +31,7 @@ def choose_closing(call, jobs):
     Not on NeuronCore-v2, whose GpSimd and VectorE take turns at SBUF.
     """
     job = jobs[len(jobs) - 1]
-    plain = not call["with_sinks"] and not call["own"]["joined"] and len(call["stores"]) == 1
-    if plain and not call["old"] and not job["context"] and job["state"]["jobs"] > 1:
+    if plain(call) and not call["old"] and not job["context"] and job["state"]["jobs"] > 1:
         sizes = job["room"]["sizes"]
         piece = value_piece(sizes["blocks"])
         first = (sizes["blocks"] - 1) // piece * piece
@@ -107,4 +112,44 @@ def close(call, job, d, constants):
         if first > 0:
             suffix_product(job, product, d, constants, first)
     nisa.activation(dst=result_of(call, job, d), op=nl.copy, data=product, scale=inverse)
+    store_results(call, job)
+
+
+def end_rows(call, job, d):
+    """What `plan.put_off` has left, and the division by the sum.
+
+    o = decays · o + later decays · products; sums likewise.
+    """
+    before = job["ending"]["unit"]
+    suffix = job["ending"]["suffix"]["chunk"]
+    unit = job["unit"]
+    rows = job["room"]["rows"]
+    o = job["state"]["o"][:, 0:d]
+    total = job["state"]["o"][:, d : d + 1]
+    decays = [unit["decay"]]  # from the last one on
+    for decay in (suffix["decay"], before["decay"]):
+        product = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=product, data1=decays[-1], data2=decay, op=nl.multiply)
+        decays.append(product)
+    nisa.activation(dst=o, op=nl.copy, data=o, scale=decays[2])
+    nisa.activation(dst=total, op=nl.copy, data=total, scale=before["decay"], bias=before["total"])
+    nisa.scalar_tensor_tensor(
+        dst=total,
+        data=total,
+        op0=nl.multiply,
+        operand0=suffix["decay"],
+        op1=nl.add,
+        operand1=suffix["product"][:, d : d + 1],
+    )
+    nisa.activation(dst=total, op=nl.copy, data=total, scale=unit["decay"], bias=unit["total"])
+    inverse = inverse_of(call, job, total)
+    for decay, product in (
+        (decays[0], suffix["product"][:, 0:d]),
+        (decays[1], before["product"]),
+    ):
+        nisa.scalar_tensor_tensor(
+            dst=o, data=product, op0=nl.multiply, operand0=decay, op1=nl.add, operand1=o
+        )
+    nisa.tensor_tensor(dst=o, data1=unit["product"], data2=o, op=nl.add)
+    nisa.activation(dst=result_of(call, job, d), op=nl.copy, data=o, scale=inverse)
     store_results(call, job)

@@ -17,15 +17,19 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import MASK, PARTITIONS
-from nki_kernels.bifurcated_attention.closing import choose_closing, close, set_apart
+from nki_kernels.attention_state.kernel import MASK
+from nki_kernels.bifurcated_attention.closing import (
+    choose_closing,
+    close,
+    end_rows,
+    set_apart,
+)
+from nki_kernels.bifurcated_attention.context import context_logits, context_product, dead_keys
 from nki_kernels.bifurcated_attention.features import (
     add_features,
-    bend_logits,
     factor_of,
     load_features,
     name_dtypes,
-    outside_window,
 )
 from nki_kernels.bifurcated_attention.loads import load_keys, load_values
 from nki_kernels.bifurcated_attention.plan import (
@@ -46,20 +50,14 @@ from nki_kernels.bifurcated_attention.row_chunks import (
 )
 from nki_kernels.bifurcated_attention.rows import finish, load_queries, turn_queries
 from nki_kernels.bifurcated_attention.stages import (
-    add_columns,
-    add_mask,
     add_sums,
     add_to_state,
-    banks_of,
     chunk_constants,
     find_highest,
-    group_logits,
     in_fp32,
     load_lengths,
     new_chunk,
     settle_max,
-    tile_logits,
-    tile_weights,
     weigh,
 )
 from nki_kernels.bifurcated_attention.suffix import (
@@ -71,9 +69,6 @@ from nki_kernels.bifurcated_attention.suffix import (
     turn_keys,
 )
 from nki_kernels.bifurcated_attention.timetable import timetable
-
-TURNED_ROWS = 64  # a product of the PE array takes the time of 64 columns or more
-TURNED_TILES = 8  # tiles from which on it pays to turn the product at the end
 
 
 @nki.jit
@@ -119,6 +114,7 @@ def bifurcated_attention_kernel(
     turn_lag=1,
     start_jobs=0,
     ramp_down=0,
+    join_slots=1024,
 ):
     """Attend r samples of each of G prompts; all tensors in HBM, dense.
 
@@ -183,6 +179,7 @@ def bifurcated_attention_kernel(
         "split_units": split_units and row_chunks,  # which windows and the like turn off
         "turn_lag": turn_lag,
         "start_jobs": start_jobs,
+        "join_slots": join_slots,
         "old": nisa.get_nc_version() == nisa.nc_version.gen2,
     }
 
@@ -230,7 +227,6 @@ def run(call, jobs, ahead, turns, lag):
     `ahead` jobs early. The few turned maxima go before the long search for the next ones, and a
     fold leaves exponentials the time of a step. An empty job is a step that makes nothing new.
     """
-    count = len(jobs)
     shared: dict = {"unturned": [], "dead": {}, "slots": {}}
     # What GpSimd makes comes first: later it is busy with transposes' descriptors (v3).
     constants = chunk_constants(call["q"].dtype, MASK, call["row_chunks"] and not call["old"])
@@ -258,7 +254,7 @@ def run(call, jobs, ahead, turns, lag):
     shared["context_len"] = in_fp32(context_len)
     shared["suffix_len"] = in_fp32(suffix_len)
     load_features(call, shared)
-    for i in range(min(ahead, count)):
+    for i in range(ahead):
         prepare(call, jobs, i, shared, constants)
     for step in range(len(steps)):
         prepare(call, jobs, step + ahead, shared, constants)
@@ -275,6 +271,9 @@ def run(call, jobs, ahead, turns, lag):
         for before in steps[step]["turn"]:
             if job_of_rows(call, before):
                 turn_weights(call, before, constants)
+        for before in steps[step]["fold"]:
+            if len(before) > 0 and not job_of_rows(call, before) and "closing" not in before:
+                multiply(call, before, constants)
         for before in steps[step]["fold"]:
             fold(call, before, constants)
         for before in steps[step]["weigh"]:
@@ -382,118 +381,37 @@ def make_logits(call, job, shared, constants):
         suffix_logits(call, job, chunk, constants)
 
 
+def multiply(call, job, constants):
+    """Last stage, first half, with keys on partitions: weights meet values.
+
+    Rows' weights may wait for DMA to turn them; these never do.
+    """
+    d = call["q"].shape[4]
+    product = nl.ndarray((job["room"]["rows"], d + 1), dtype=nl.float32, buffer=nl.psum)
+    if job["context"]:
+        context_product(job, product, d, constants)
+    else:
+        suffix_product(job, product, d, constants, job["room"]["sizes"]["blocks"])
+    add_sums(product, job["chunk"], d, constants)
+    job["chunk"]["product"] = product
+
+
 def fold(call, job, constants):
-    """Last stage: weights meet values, and the state takes the result; the last one is stored."""
+    """Last stage: the state takes weights times values; the last one is stored."""
     if len(job) == 0:
         return
-    rows = job["room"]["rows"]
     d = call["q"].shape[4]
     if "closing" in job:
         close(call, job, d, constants)
         return
     if job_of_rows(call, job):
         fold_rows(call, job, d)
-    else:
-        product = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.psum)
-        if job["context"]:
-            context_product(job, product, d, constants)
-        else:
-            suffix_product(job, product, d, constants, job["room"]["sizes"]["blocks"])
-        add_sums(product, job["chunk"], d, constants)
-        add_to_state(job["state"], job["chunk"], product)
+    elif "put_off" not in job:
+        add_to_state(job["state"], job["chunk"])
     job["state"]["jobs"] -= 1
-    if job["state"]["jobs"] == 0:
+    if "ending" in job:
+        end_rows(call, job, d)
+    elif job["state"]["jobs"] == 0:
         if call["with_sinks"] or call["own"]["joined"] or len(call["stores"]) > 1:
             show_top(job["state"])
         finish(call, job, d)
-
-
-# --- the context
-
-
-def dead_keys(group, cut, shared, constants):
-    """bf16 [slots, partitions], 1 where a key of a block lies at or behind context_len.
-
-    Kept for the heads that cut the context alike.
-    """
-    start = cut["start"]
-    slots = cut["slots"]
-    parts = cut["parts"]
-    name = f"{start} {slots} {group}"
-    if name in shared["dead"]:
-        return shared["dead"][name]
-    # Slot j of partition p holds key start + p · slots + j.
-    behind = nl.ndarray((slots, 1), dtype=nl.float32, buffer=nl.sbuf)  # context_len - start - j
-    nisa.scalar_tensor_tensor(
-        dst=behind,
-        data=shared["context_len"][0:slots, group : group + 1],
-        op0=nl.subtract,
-        operand0=start * 1.0,
-        op1=nl.subtract,
-        operand1=constants["partition"][0:slots, :],
-    )
-    dead = nl.ndarray((slots, parts), dtype=nl.bfloat16, buffer=nl.sbuf)
-    nisa.tensor_scalar(
-        dst=dead,
-        data=constants["column"][0:slots, 0:parts],
-        op0=nl.multiply,
-        operand0=slots * 1.0,
-        op1=nl.greater_equal,
-        operand1=behind,
-    )
-    shared["dead"][name] = dead
-    return dead
-
-
-def context_logits(call, job, chunk, shared, constants):
-    """K · q, and MASK on top where a key is dead: flags times a diagonal, a PSUM bank at a time."""
-    cut = job["block"]["cut"]
-    slots = cut["slots"]
-    parts = chunk["parts"]
-    queries = job["room"]["queries"][job["head"]]
-    for tile in range(chunk["tiles"]):
-        for i in range(len(queries)):
-            keys = job["block"]["keys"][i]
-            nisa.nc_matmul(
-                dst=tile_logits(chunk, tile, 0, chunk["rows"]),
-                stationary=keys.ap(
-                    pattern=[[parts * slots, keys.shape[0]], [slots, parts]],
-                    offset=job["first"] + tile,
-                ),
-                moving=queries[i],
-            )
-    if call["softcap"] > 0.0:
-        bend_logits(call, job, chunk, constants)
-    if call["window"] > 0:
-        queries = job["room"]["tile"][1] * job["room"]["tile"][3]
-        add_mask(chunk, outside_window(call, job, shared), queries, constants)
-        return
-    group = chunk["group"]
-    for first, count in banks_of(chunk):
-        nisa.nc_matmul(
-            dst=group_logits(chunk, first, count),
-            stationary=job["block"]["dead"],
-            moving=constants["mask_diagonal"].ap(
-                pattern=[[PARTITIONS, slots], [group, count], [0, chunk["rows"]], [1, group]],
-                offset=job["first"] + first * group,
-            ),
-        )
-
-
-def context_product(job, product, d, constants):
-    """Weights times the context's values; what has fewer columns of the two is what moves."""
-    values = job["block"]["values"]
-    rows = job["room"]["rows"]
-    turned = rows <= TURNED_ROWS and job["tiles"] >= TURNED_TILES and d <= PARTITIONS
-    columns = product
-    if turned:
-        columns = nl.ndarray((d, rows), dtype=nl.float32, buffer=nl.psum)
-    for tile in range(job["tiles"]):
-        at = (job["first"] + tile) * d
-        weights = tile_weights(job["chunk"], tile, 0, rows)
-        if turned:
-            nisa.nc_matmul(dst=columns, stationary=values[:, at : at + d], moving=weights)
-        else:
-            nisa.nc_matmul(dst=product[:, 0:d], stationary=weights, moving=values[:, at : at + d])
-    if turned:
-        add_columns(product, columns, 0, constants)

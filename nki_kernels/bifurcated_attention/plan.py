@@ -10,7 +10,6 @@ from nki_kernels.attention_state.kernel import PARTITIONS
 
 FIRST_KEYS = 1024  # of a call's first block a load: compute starts with those
 FEW_ROWS = 64  # a product of the PE array takes the time of as many columns, or more
-LONG_CONTEXT = 1024  # slots from which on it pays to join the states of two cores
 
 
 def share_out(call, core, cores):
@@ -32,7 +31,7 @@ def share_out(call, core, cores):
         own["kvs"] = share(g, core, cores)
     elif G % cores == 0:
         own["groups"] = share(G, core, cores)
-    elif cores == 2 and r * n * (h // g) <= FEW_ROWS and slots >= LONG_CONTEXT:
+    elif cores == 2 and r * n * (h // g) <= FEW_ROWS and slots >= call["join_slots"]:
         rows = call["k_suf"].shape[1] // G
         cut = min(slots, (slots + rows + 2 * PARTITIONS - 1) // (2 * PARTITIONS) * PARTITIONS)
         own["slots"] = (0, cut) if core == 0 else (cut, slots)
@@ -213,6 +212,7 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
             units = join_blocks(
                 blocks, call["unit_slots"], singles(len(blocks), starts, ends, call["split_units"])
             )
+            start = len(jobs)
             suffix_at = len(units)
             if ends and call["split_units"]:
                 suffix_at -= 1  # the last job is one of the context: less is left to do after it
@@ -222,6 +222,40 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
                 if j < len(units):
                     plan_unit(jobs, rooms[t], states[t], head, units[j], call["split_units"])
                     jobs[-1]["ends"] = call["old"] and ends and j + 1 == len(units)
+            if ends and call["split_units"] and plain(call):
+                put_off(jobs[start:], i > 0)
+
+
+def plain(call):
+    """Whether a state's values over its sum are all that a call wants to know of it."""
+    return not call["with_sinks"] and not call["own"]["joined"] and len(call["stores"]) == 1
+
+
+def put_off(jobs, begun):
+    """Leave the last sums of a call with split units to `closing.end_rows`.
+
+    Those of its last unit, of the suffix chunk before it and of the unit before that, where the
+    state has begun by then.
+
+    Args:
+        jobs: of the last row tile, those in reach of its last blocks.
+        begun: whether it has met others.
+    """
+    units = 1 if begun else 0
+    for job in jobs:
+        if job["context"] and job["closes"]:
+            units += 1
+    if units < 3 or len(jobs) < 3:
+        return
+    last = jobs[len(jobs) - 1]
+    suffix = jobs[len(jobs) - 2]
+    before = jobs[len(jobs) - 3]
+    if suffix["context"] or not last["context"] or not before["context"]:
+        return
+    before["unit"]["put_off"] = True
+    suffix["put_off"] = True
+    last["unit"]["put_off"] = True
+    last["ending"] = {"unit": before["unit"], "suffix": suffix}
 
 
 def plan_unit(jobs, room, state, head, blocks, split):
@@ -231,7 +265,7 @@ def plan_unit(jobs, room, state, head, blocks, split):
         pieces = []
         for block in blocks:
             pieces.append([block])
-    unit: dict = {"blocks": blocks, "weighed": 0, "folded": 0}
+    unit: dict = {"blocks": blocks, "weighed": 0, "folded": 0, "put_off": False}
     for i in range(len(pieces)):
         state["jobs"] += 1
         jobs.append(

@@ -215,7 +215,8 @@ def weigh_rows(call, job, scale):
     """Third stage: exponentials in the dtype of V, tile by tile, and their sum.
 
     The DMA engines turn `turn_share` of every 8 groups of tiles, where they are whole. What ends a
-    call on NeuronCore-v2 comes in halves, of which one is turned while the other is weighed.
+    call comes in halves: on NeuronCore-v2 one is turned while the other is weighed, and of split
+    units one is copied while the other is turned.
     """
     chunk = job["chunk"]
     unit = job["unit"]
@@ -245,7 +246,7 @@ def weigh_rows(call, job, scale):
                 pattern=[[count, rows], [slots, parts], [1, size]], offset=at + low
             )
             weigh_block(unit, dst, data, scale, call["split_units"])
-        group = min(GROUP, part)
+        group = min(GROUP // 2 if "ending" in job else GROUP, part)
         for first in range(0, slots, group):
             tiles = min(group, slots - first)
             turned = nl.ndarray((parts, tiles, rows), dtype=dtype, buffer=nl.sbuf)
@@ -382,7 +383,7 @@ def fold_rows(call, job, d):
             )
             at += 1
     unit["folded"] += len(job["blocks"])
-    if unit["folded"] < len(unit["blocks"]):
+    if unit["folded"] < len(unit["blocks"]) or unit["put_off"]:
         return
     if unit["fresh"]:
         state["o"] = nl.ndarray((rows, d + 1), dtype=nl.float32, buffer=nl.sbuf)

@@ -320,8 +320,9 @@ def add_columns(product, columns, low, constants):
     )
 
 
-def add_to_state(state, chunk, product):
+def add_to_state(state, chunk):
     """Last stage: fold a chunk's product [rows, d + 1] of weights with values and ones."""
+    product = chunk["product"]
     if chunk["fresh"]:
         state["o"] = nl.ndarray(product.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=state["o"], src=product)

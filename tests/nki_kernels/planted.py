@@ -41,7 +41,19 @@ from tests.nki_kernels.running import (
     simulate,
 )
 
-PIECES = ("plan", "timetable", "stages", "features", "suffix", "rows", "loads", "kernel")
+PIECES = (
+    "plan",
+    "timetable",
+    "stages",
+    "features",
+    "suffix",
+    "rows",
+    "loads",
+    "context",
+    "row_chunks",
+    "closing",
+    "kernel",
+)
 """Files of a room, what imports after what it takes."""
 
 DECODE_CASES = [
@@ -68,7 +80,19 @@ DECODE_CASES = [
     Case(m_c=20, m_d=9, b=70, h=4, g=2, d=16),
     Case(m_c=40, m_d=6, b=3, h=2, g=1, d=16, G=2, empty="both"),
 ]
-DECODE_SIZES = {"chunk_columns": 32}  # several chunks a block
+DECODE_SIZES = {"chunk_columns": 32, "join_slots": 1024}  # several chunks a block
+ROWS_CASES = [
+    Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", gap=0),
+    Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", G=2, logit_scale=6.0),
+]
+ROWS_SIZES = {  # query rows on partitions; several units, each several blocks
+    "row_chunks": True,
+    "block_slots": 2,
+    "ramp": 1,
+    "unit_slots": 4,
+    "resident_slots": 8,
+}
+SPLIT_SIZES = {"split_units": True, "start_jobs": 1, "lag": 4, "turn_lag": 2}
 PREFILL_CASES = [
     FlashCase(2, 140, 4, 2, 16),
     FlashCase(1, 300, 4, 2, 16, "bfloat16", start=300),
@@ -114,21 +138,29 @@ def load(planted: Planted | None, room: str, folder: Path) -> Any:
     return getattr(module, (BIFURCATED if room == DECODE else FLASH)[1])
 
 
+def decode_runs() -> Iterator[tuple[Case, str, int, dict[str, Any]]]:
+    """(case, target, cores, sizes) of each run of the decode kernel."""
+    for case in DECODE_CASES:
+        for target, lnc in (("trn1", 1), ("trn2", 2)):
+            yield case, target, lnc, DECODE_SIZES | {"return_state": True}
+    for case in ROWS_CASES:
+        yield case, "trn1", 1, ROWS_SIZES
+        yield case, "trn2", 1, ROWS_SIZES | SPLIT_SIZES
+
+
 def differences(kernel: Any, room: str) -> Iterator[tuple[str, float]]:
     """For each case of a room: its name and its error as a multiple of the tolerance."""
     if room == DECODE:
-        for case in DECODE_CASES:
+        for case, target, lnc, sizes in decode_runs():
             arguments = make(case)
             expected, top, _ = oracle(arguments)
-            allowed = tolerance(expected, case.dtype, largest_logit(arguments))
-            for target, lnc in (("trn1", 1), ("trn2", 2)):
-                options = bifurcated_options(arguments, target) | DECODE_SIZES
-                found = simulate(kernel, arguments, target, lnc=lnc, return_state=True, **options)
-                size = max(
-                    error(found[0], expected) / allowed,
-                    error(found[1], top) / (1e-4 * float(np.abs(top).max())),
-                )
-                yield f"{case} on {lnc} of {target}", size
+            options = bifurcated_options(arguments, target) | sizes
+            found = simulate(kernel, arguments, target, lnc=lnc, **options)
+            size = error(found[0] if "return_state" in sizes else found, expected)
+            size /= tolerance(expected, case.dtype, largest_logit(arguments))
+            if "return_state" in sizes:
+                size = max(size, error(found[1], top) / (1e-4 * float(np.abs(top).max())))
+            yield f"{case} on {lnc} of {target}", size
     else:
         for flash_case, target in itertools.product(PREFILL_CASES, ("trn1", "trn2")):
             arguments = make_flash(flash_case)

@@ -23,8 +23,8 @@ ERRORS = [
     Planted(
         "context mask lets one slot too many through",
         DECODE,
-        "op1=nl.greater_equal,\n        operand1=behind",
-        "op1=nl.greater,\n        operand1=behind",
+        "operand0=slots * 1.0,\n        op1=nl.greater_equal,",
+        "operand0=slots * 1.0,\n        op1=nl.greater,",
     ),
     Planted(
         "context mask of a neighbouring slot",
@@ -247,8 +247,8 @@ ERRORS = [
     Planted(
         "second half of a wide head left out of context logits",
         DECODE,
-        "for i in range(len(queries)):",
-        "for i in range(1):",
+        'for i in range(len(queries)):\n            keys = job["block"]',
+        'for i in range(1):\n            keys = job["block"]',
     ),
     Planted(
         "second half of a wide head left out of suffix logits",
@@ -317,6 +317,66 @@ ERRORS = [
         "return count * core // cores, count // cores * (core + 1)",
     ),
     Planted("a row without keys counts its masked slots", STATE, "FLOOR = -1.0e30", "FLOOR = MASK"),
+    Planted(
+        "with rows on partitions, a span's mask starts at the context's first key",
+        DECODE,
+        "range_start=key,",
+        "range_start=0,",
+    ),
+    Planted(
+        "with rows on partitions, NeuronCore-v2 masks every span as the first",
+        DECODE,
+        "number = (start + at) % per_tile // PARTITIONS",
+        "number = at % per_tile // PARTITIONS",
+    ),
+    Planted(
+        "maximum over all spans but the last",
+        DECODE,
+        'data=tops[:, 0 : state["spans"]], axis=1)\n        nisa.tensor_scalar(dst=bias',
+        'data=tops[:, 0 : state["spans"] - 1], axis=1)\n        nisa.tensor_scalar(dst=bias',
+    ),
+    Planted(
+        "a unit's values added to a state that has not decayed",
+        DECODE,
+        'operand0=unit["decay"],\n        op1=nl.add,\n        operand1=product,',
+        "operand0=1.0,\n        op1=nl.add,\n        operand1=product,",
+    ),
+    Planted(
+        "a unit's sum added to one that has not decayed",
+        DECODE,
+        'data=total, scale=unit["decay"], bias=unit["total"])\n    inverse',
+        'data=total, scale=1.0, bias=unit["total"])\n    inverse',
+    ),
+    Planted(
+        "the sum of a split unit starts where the last one ended",
+        DECODE,
+        "reduce_cmd=nisa.reduce_cmd.reset_reduce if first else nisa.reduce_cmd.reduce",
+        "reduce_cmd=nisa.reduce_cmd.reduce",
+    ),
+    Planted(
+        "turned weights of the block before",
+        DECODE,
+        'stationary=chunk["turned"][at],',
+        'stationary=chunk["turned"][max(at - 1, 0)],',
+    ),
+    Planted(
+        "the last unit but one does not decay",
+        DECODE,
+        '(decays[1], before["product"]),',
+        '(decays[0], before["product"]),',
+    ),
+    Planted(
+        "the old state decays by the last unit's share alone",
+        DECODE,
+        "data=o, scale=decays[2])",
+        "data=o, scale=decays[0])",
+    ),
+    Planted(
+        "values put off are left out",
+        DECODE,
+        'nisa.tensor_tensor(dst=o, data1=unit["product"], data2=o, op=nl.add)',
+        "pass",
+    ),
     Planted(
         "diagonal hides itself",
         PREFILL,

@@ -128,6 +128,7 @@ def test_rows_without_keys() -> None:
         {"heads_per_pass": 2, "tiles_per_pass": 3, "ahead": 1},
         {"ahead": 5},
         {"lag": 3, "ahead": 2},
+        {"ahead": 9, "values_late": 3},  # more than there are chunks
         {"late_suffixes": True},
         {"late_suffixes": True, "lag": 4, "heads_per_pass": 2, "tiles_per_pass": 2},
     ],

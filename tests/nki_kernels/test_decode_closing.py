@@ -1,4 +1,4 @@
-"""The decode kernel's last chunk on NeuronCore-v3, where no state is asked for (closing.py)."""
+"""How a decode call ends on NeuronCore-v3 where no state is asked for (closing.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import nki_sim
 from nki_kernels.cases import FEATURES, Case, error, largest_logit, make, oracle, tolerance
 from tests.nki_kernels.holding import runner
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options
@@ -36,3 +37,39 @@ def test_output_alone(case: Case) -> None:
         o = RUN(arguments, "trn2", **sizes)
         expected, _, _ = oracle(arguments)
         assert error(o, expected) <= tolerance(expected, case.dtype, largest_logit(arguments))
+
+
+SPLIT: dict[str, Any] = {
+    "row_chunks": True,
+    "split_units": True,
+    "block_slots": 2,
+    "ramp": 1,
+    "unit_slots": 4,
+    "resident_slots": 8,
+    "ahead": 2,
+    "values_late": 1,
+    "lag": 4,
+    "turn_lag": 2,
+    "start_jobs": 1,
+}
+
+
+@pytest.mark.parametrize("resident", [4, 8, 64])
+@pytest.mark.parametrize("case", [*CASES[-2:], FULL, replace(FULL, m_c=4, b=50), *FEATURES[:8]])
+def test_output_alone_of_split_units(case: Case, resident: int) -> None:
+    """As where the state is asked for, whose last sums are not put off."""
+    sizes = SPLIT | {"resident_slots": resident}
+    arguments = make(case)
+    o = RUN(arguments, "trn2", **sizes)
+    expected, _, _ = oracle(arguments)
+    bound = tolerance(expected, case.dtype, largest_logit(arguments))
+    assert error(o, expected) <= bound
+    assert error(RUN(arguments, "trn2", return_state=True, **sizes)[0], expected) <= bound
+
+
+def test_last_sums_are_put_off() -> None:
+    """That is what the test above is about."""
+    trace = nki_sim.Trace()
+    RUN(make(FULL), "trn2", trace=trace, **SPLIT)
+    last = [i for i in trace.instructions if i.engine == "vector"][-1]
+    assert last.source[0].endswith("closing.py")

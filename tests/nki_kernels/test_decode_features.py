@@ -69,13 +69,13 @@ def test_two_cores_share_a_context(case: Case) -> None:
     """Where rows are few each reads a part of it once, and their states are joined."""
     case = joined(case)
     trace = nki_sim.Trace()
-    hold(RUN, case, "trn2", lnc=2, trace=trace)
+    hold(RUN, case, "trn2", lnc=2, trace=trace, join_slots=1024)
     assert dma_reads(trace)["v_ctx"] == make(case)["v_ctx"].nbytes
 
 
 def test_a_core_of_suffixes_alone() -> None:
     """Where the suffixes are more than half of all keys, the other core has the whole context."""
-    hold(RUN, Case(m_c=1100, m_d=61, b=19, h=1, g=1, d=16), "trn2", lnc=2)
+    hold(RUN, Case(m_c=1100, m_d=61, b=19, h=1, g=1, d=16), "trn2", lnc=2, join_slots=1)
 
 
 @pytest.mark.parametrize("case", every(5))
