@@ -133,13 +133,17 @@ def tasks() -> Iterator[tuple[str, str, Shape, Any, Time]]:
 
 def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]:
     shape = shape_of(work)
+    rule = rule_of(path, shape, work.element_bytes, generation)
 
     def time(plan: Any) -> float:
-        if generation == "gen2" and path == "bifurcated" and (plan.dma_turns or plan.turn_share):
-            raise Illegal("no document says how fast a NeuronCore-v2 turns tiles by DMA")
+        if path == "bifurcated":
+            if generation == "gen2" and (plan.dma_turns or plan.turn_share):
+                raise Illegal("no document says how fast a NeuronCore-v2 turns tiles by DMA")
+            if plan.suffix_slots < rule.suffix_slots:
+                raise Illegal("what a short run of HBM costs is where documents differ most")
         return checked(lambda: profile(path, work, generation, vars(plan)))
 
-    return shape, rule_of(path, shape, work.element_bytes, generation), time
+    return shape, rule, time
 
 
 def _prefill(shape: PrefillShape, generation: str) -> tuple[Shape, Any, Time]:

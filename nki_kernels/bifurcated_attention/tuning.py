@@ -20,6 +20,18 @@ SDK 2.26) and v3; v4 has more."""
 SUFFIX_SLOTS = 8
 """Suffix rows a partition takes at least, where S_dec divides so."""
 
+JOIN_SLOTS = 10_240
+"""Context slots from which on two cores of a logical one share out the context of few rows: by the
+timeline that wins from 8.5K on with 4 rows, from 11K on with 64."""
+
+ROW_TILE_US = {"gen2": (0.5, 0.05), "gen3": (3.0, 0.12)}
+"""What one more row tile costs, and that for each 128 slots of the context that it meets, too.
+A quarter of it where other heads' work goes on meanwhile."""
+
+SUFFIX_BLOCK_US = {"gen2": 1.9, "gen3": 0.52}
+"""What one more block of samples that share partitions costs. Both are read off the timeline, at 8K
+with 11 to 127 samples of 1 to 8 rows."""
+
 QUERY_BYTES = 64 * 1024
 """The part of it for queries, states and masks of the row tiles and heads of a pass."""
 
@@ -44,21 +56,55 @@ SHARED_ROWS = 4
 """Rows that share a suffix from which that pays: with fewer, suffixes are most of a call. On
 NeuronCore-v3 a full tile of fewer does so too where its context is as long as all its suffixes."""
 
-MANY_ROWS = 8
+MANY_SHARED = 8
 """Rows a suffix from which NeuronCore-v3 takes shorter runs of it: DMA has time for them."""
+
+SOME_ROWS_GEN2: dict[str, Any] = {
+    "block_slots": 16,
+    "ramp": 8,
+    "ahead": 2,
+    "values_late": 4,
+    "lag": 3,
+}
+SOME_ROWS_GEN3: dict[str, Any] = {
+    "block_slots": 32,
+    "ramp": 16,
+    "ahead": 2,
+    "values_late": 3,
+    "lag": 3,
+}
+ONE_HEAD_GEN3 = {"block_slots": 16, "ramp": 8}
+"""What a call of fewer rows takes instead of the rule below; of a single head always, of several
+below HALF_ROWS. Keys of 1,024 to 2,048 positions a load: the first come soon, the last leave little
+to do. Longer ones move no faster."""
+
+SHORT_RUN = 4
+"""Suffix rows a partition of a single head's samples, or of ones with many rows: longer runs cost
+columns of other samples' slots, shorter ones DMA by its high estimate."""
 
 ROWS_GEN2: dict[str, Any] = {
     "row_chunks": True,
     "block_slots": 16,
     "ramp": 8,
-    "suffix_slots": 1,
+    "suffix_slots": 4,
     "ahead": 2,
+    "values_late": 4,
     "turns": 8,
     "copy_share": 3,
     "lag": 3,
     "unit_slots": 16,
     "resident_slots": 16,
 }
+FOUR_TILES_GEN2 = {
+    "block_slots": 8,
+    "ahead": 3,
+    "turns": 4,
+    "copy_share": 2,
+    "lag": 4,
+    "chunk_columns": 768,
+}
+"""And with four row tiles or more."""
+
 ROWS_GEN3: dict[str, Any] = {
     "row_chunks": True,
     "block_slots": 16,
@@ -75,8 +121,9 @@ ROWS_GEN3: dict[str, Any] = {
 ONE_TILE_GEN2 = {
     "block_slots": 6,
     "ramp": 6,
-    "suffix_slots": 2,
+    "suffix_slots": 4,
     "ahead": 1,
+    "values_late": 2,
     "turns": 16,
     "copy_share": 0,
     "lag": 2,
@@ -101,6 +148,15 @@ SPLIT_GEN3: dict[str, Any] = {
 }
 """And on NeuronCore-v3, where 16-bit weights of several tiles are turned by DMA in part."""
 
+TWO_TILES_GEN3 = {
+    "ramp": 7,
+    "ramp_down": 4,
+    "values_late": 3,
+    "copy_share": 7,
+    "turn_lag": 2,
+    "start_jobs": 4,
+    "resident_slots": 24,
+}
 FOUR_TILES_GEN3 = {
     "values_late": 3,
     "turn_share": 6,
@@ -120,9 +176,9 @@ EIGHT_TILES_GEN3 = {
     "lag": 8,
     "unit_slots": 48,
 }
-"""And from so many row tiles on."""
+"""And with so many row tiles, or more."""
 
-FEW_ROWS_GEN3 = {
+FEW_SHARED_GEN3 = {
     "suffix_slots": 4,
     "ahead": 3,
     "values_late": 1,
@@ -132,7 +188,7 @@ FEW_ROWS_GEN3 = {
     "unit_slots": 16,
     "resident_slots": 32,
 }
-FOUR_TILES_FEW_ROWS_GEN3 = {
+FOUR_TILES_FEW_SHARED_GEN3 = {
     "copy_share": 5,
     "ahead": 6,
     "values_late": 2,
@@ -141,9 +197,9 @@ FOUR_TILES_FEW_ROWS_GEN3 = {
     "lag": 9,
     "unit_slots": 32,
 }
-"""And with fewer than MANY_ROWS a suffix: DMA has more of them to bring, and turns less."""
+"""And with fewer than MANY_SHARED a suffix: DMA has more of them to bring, and turns less."""
 
-ONE_TILE_FEW_ROWS_GEN3 = {
+ONE_TILE_FEW_SHARED_GEN3 = {
     "block_slots": 15,
     "ramp": 10,
     "ramp_down": 15,
@@ -152,7 +208,7 @@ ONE_TILE_FEW_ROWS_GEN3 = {
     "turn_share": 2,
     "copy_share": 5,
 }
-ONE_TILE_MANY_ROWS_GEN3 = {
+ONE_TILE_MANY_SHARED_GEN3 = {
     "block_slots": 14,
     "suffix_slots": 2,
     "ahead": 1,
@@ -160,11 +216,10 @@ ONE_TILE_MANY_ROWS_GEN3 = {
     "copy_share": 7,
     "ramp_down": 10,
 }
-"""What a call with one row tile takes on NeuronCore-v3 below MANY_ROWS a suffix, and from there on.
-"""
+"""What a call with one row tile takes on NeuronCore-v3 below MANY_SHARED a suffix, and above."""
 
-FEW_SHARE_GEN3 = {"turn_share": 0}
-ONE_TILE_FEW_SHARE_GEN3 = {
+LITTLE_SHARED_GEN3 = {"turn_share": 0}
+ONE_TILE_LITTLE_SHARED_GEN3 = {
     "block_slots": 32,
     "ramp": 16,
     "ramp_down": 16,
@@ -216,6 +271,8 @@ class Schedule:
             at most 8 slots then. The fields below are about it.
         turn_lag: chunks between the exponentials of one and TensorE turning them.
         start_jobs: of so many chunks at the start of a call TensorE turns all weights.
+        join_slots: context slots from which on two cores of one logical core share them out and
+            join their states, where a kv head has few rows and nothing else divides.
     """
 
     heads_per_pass: int
@@ -241,25 +298,31 @@ class Schedule:
     split_units: bool = False
     turn_lag: int = 1
     start_jobs: int = 0
+    join_slots: int = JOIN_SLOTS
 
 
-def tile_samples(shape: Shape) -> int:
+def tile_samples(shape: Shape, gen2: bool) -> int:
     """How many samples a row tile takes: as many as there is room for, where they pack.
 
     Samples share partitions in equal blocks. A number with no fitting divisor (127) would take a
-    block a sample; a tile of fewer, and one of what is left, take a fraction of that.
+    block a sample; a tile of fewer, and one of what is left, take a fraction of that, but each tile
+    meets the whole context.
     """
     most = max(1, min(shape.r, 128 // (shape.n * shape.p)))
-    one = packing(shape.S_dec, 1, SUFFIX_SLOTS)[0]
+    core = "gen2" if gen2 else "gen3"
+    once, per_slots = ROW_TILE_US[core]
+    tile_us = once + per_slots * shape.S_ctx / 128
+    if shape.g * shape.G > 1:
+        tile_us /= 4
 
-    def packs(samples: int) -> bool:
-        blocks = packing(shape.S_dec, samples, SUFFIX_SLOTS)[1]
-        return 4 * blocks <= 5 * -(-samples // (128 // one))  # a quarter more than full ones
+    def cost(samples: int) -> float:
+        whole, rest = divmod(shape.r, samples)
+        blocks = whole * packing(shape.S_dec, samples, SUFFIX_SLOTS)[1]
+        if rest:
+            blocks += packing(shape.S_dec, rest, SUFFIX_SLOTS)[1]
+        return (whole + (rest > 0)) * tile_us + blocks * SUFFIX_BLOCK_US[core]
 
-    for samples in range(most, most // 2, -1):
-        if packs(samples) and (shape.r % samples == 0 or packs(shape.r % samples)):
-            return samples
-    return most
+    return min(range(most, most // 2, -1), key=cost)
 
 
 def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule:
@@ -269,7 +332,7 @@ def schedule(shape: Shape, element_bytes: int, target: str = "trn1") -> Schedule
     transposes 16-bit numbers.
     """
     gen2 = target in ("trn1", "inf2", "gen2")
-    for samples, suffix_tiles in suffix_loads(tile_samples(shape), gen2):
+    for samples, suffix_tiles in suffix_loads(tile_samples(shape, gen2), gen2):
         for block_slots in BLOCK_SLOTS:
             plan = rule(shape, element_bytes, gen2, (samples, suffix_tiles, block_slots))
             if fits(plan, shape, element_bytes, gen2):
@@ -307,13 +370,15 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
     block_slots, ramp = (16, 4) if gen2 else (64, 16)
     if not gen2 and single:
         block_slots, ramp = 32, 4  # nothing else to do while the first block comes
-    if rows <= FEW_ROWS:
-        block_slots = min(block_slots, 32)
     block_slots = min(block_slots, most)
     tiles = row_tiles(shape, samples)
 
     one_load = shape.S_dec // packing(shape.S_dec, 1, SUFFIX_SLOTS)[0] <= suffix_tiles
     long_chunks = rows >= LONG_CHUNK_ROWS or single
+    suffix_slots = SUFFIX_SLOTS
+    if single or per_slot >= SHARED_ROWS:
+        short, long = (packing(shape.S_dec, samples, run)[1] for run in (SHORT_RUN, SUFFIX_SLOTS))
+        suffix_slots = SHORT_RUN if short <= 2 * long else SUFFIX_SLOTS
 
     state = 2 * (d + 1) * 4 + 64
     masks = rows * -(-shape.S_dec // 16) * 2 + 128 * 4
@@ -337,12 +402,15 @@ def rule(shape: Shape, element_bytes: int, gen2: bool, loads: tuple[int, int, in
             turned = replace(plan, **sizes)
             if fits(turned, shape, element_bytes, gen2):
                 return turned
-    if not gen2 and rows >= HALF_ROWS:
-        if not single:
-            return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
-        if per_slot >= SHARED_ROWS:
-            plan = replace(plan, block_slots=min(16, block_slots), suffix_slots=2, lag=3)
-            return replace(plan, ramp=min(8, plan.block_slots), ahead=2, values_late=2)
+    if single or rows < HALF_ROWS:
+        sizes = SOME_ROWS_GEN2 if gen2 else SOME_ROWS_GEN3
+        if single and not gen2:
+            sizes = sizes | ONE_HEAD_GEN3 | ({"values_late": 2} if rows >= HALF_ROWS else {})
+        plan = replace(plan, suffix_slots=suffix_slots, **sizes)
+        block_slots = min(plan.block_slots, most)
+        return replace(plan, block_slots=block_slots, ramp=min(plan.ramp, block_slots))
+    if not gen2:
+        return replace(plan, lag=3, ramp=min(2 * ramp, block_slots))
     return plan
 
 
@@ -356,15 +424,17 @@ def rows_first(
     """
     per_suffix = shape.n * shape.p
     sizes = ROWS_GEN2 if gen2 else ROWS_GEN3
-    if not gen2 and per_suffix < MANY_ROWS:
+    if not gen2 and per_suffix < MANY_SHARED:
         sizes = sizes | {"suffix_slots": 8}
+    if gen2 and tiles >= 4:
+        sizes = sizes | FOUR_TILES_GEN2
     if tiles == 1:
         sizes = sizes | (ONE_TILE_GEN2 if gen2 else ONE_TILE_GEN3)
         if not gen2:
-            few = per_suffix < MANY_ROWS
-            sizes = sizes | (ONE_TILE_FEW_ROWS_GEN3 if few else ONE_TILE_MANY_ROWS_GEN3)
+            few = per_suffix < MANY_SHARED
+            sizes = sizes | (ONE_TILE_FEW_SHARED_GEN3 if few else ONE_TILE_MANY_SHARED_GEN3)
     if not gen2 and per_suffix < SHARED_ROWS:
-        sizes = sizes | FEW_SHARE_GEN3 | (ONE_TILE_FEW_SHARE_GEN3 if tiles == 1 else {})
+        sizes = sizes | LITTLE_SHARED_GEN3 | (ONE_TILE_LITTLE_SHARED_GEN3 if tiles == 1 else {})
     elif not gen2 and tiles > 1 and element_bytes == 2 and splits(shape):
         sizes = sizes | split_sizes(per_suffix, tiles)
     if element_bytes == 4:
@@ -393,11 +463,11 @@ def splits(shape: Shape) -> bool:
 
 def split_sizes(per_suffix: int, tiles: int) -> dict[str, Any]:
     """Sizes of a call on NeuronCore-v3 whose units are split."""
-    if per_suffix < MANY_ROWS:
-        return SPLIT_GEN3 | FEW_ROWS_GEN3 | (FOUR_TILES_FEW_ROWS_GEN3 if tiles >= 4 else {})
+    if per_suffix < MANY_SHARED:
+        return SPLIT_GEN3 | FEW_SHARED_GEN3 | (FOUR_TILES_FEW_SHARED_GEN3 if tiles >= 4 else {})
     if tiles >= 8:
         return SPLIT_GEN3 | EIGHT_TILES_GEN3
-    return SPLIT_GEN3 | (FOUR_TILES_GEN3 if tiles >= 4 else {})
+    return SPLIT_GEN3 | (FOUR_TILES_GEN3 if tiles >= 4 else TWO_TILES_GEN3)
 
 
 def kernel_options(
