@@ -65,11 +65,16 @@ def shape_of(work: Decode) -> Shape:
     )  # fmt: skip
 
 
-def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
-    """Unwritten arguments of a decode kernel, in order; for `shapes_only` profiles."""
+def dtype_of(element_bytes: int) -> Any:
+    """What a profile takes for floats of so many bytes: bf16 or fp32."""
     import ml_dtypes
 
-    dtype = {2: ml_dtypes.bfloat16, 4: np.float32}[element_bytes]
+    return {2: ml_dtypes.bfloat16, 4: np.float32}[element_bytes]
+
+
+def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
+    """Unwritten arguments of a decode kernel, in order; for `shapes_only` profiles."""
+    dtype = dtype_of(element_bytes)
     s = shape
     context, suffix = s.G * s.S_ctx, s.G * s.r * s.S_dec
     return [

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from nki_kernels.errors import InputError
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
 from nki_kernels.ordinary_attention import switch
-from nki_kernels.predict import predict, profile, rule_of, shape_of
+from nki_kernels.predict import dtype_of, predict, profile, rule_of, shape_of
 from nki_kernels.speed_of_light import Decode
 
 GENERATIONS = ("gen2", "gen3")
@@ -116,19 +117,47 @@ class Illegal(Exception):
     """A schedule that breaks a rule of the hardware or does not fit its memories."""
 
 
-def tasks() -> Iterator[tuple[str, str, Shape, Any, Time]]:
-    """(kernel, generation, shape, the rule's schedule, how long one takes) of all to be tuned."""
-    for generation in GENERATIONS:
-        for h, g in (MHA, GQA, WIDE):
-            for r in (16, 32, 64, 128):
-                work = Decode(1, r, 1, h, g, 128, 8192, SUFFIX)
-                yield ("bifurcated_attention", generation, *_decode("bifurcated", work, generation))
-        for h, g in (MHA, GQA):
-            for m_c in (1024, 8192, 32768):
-                work = Decode(4, 1, 1, h, g, 128, m_c, SUFFIX)
-                yield ("ordinary_attention", generation, *_decode("ordinary", work, generation))
+@dataclass(frozen=True)
+class Task:
+    """A search: how long a schedule of `kernel` takes at one shape, and which the rule chooses.
+
+    `time` raises Illegal where a schedule breaks a rule.
+    """
+
+    kernel: str
+    generation: str
+    dtype: str
+    shape: Shape
+    plan: Any
+    time: Time
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an entry of tuned.json says of the task."""
+        sizes = {k: v for k, v in vars(self.shape).items() if k not in REPEATED[self.kernel]}
+        return {
+            "kernel": self.kernel,
+            "generation": self.generation,
+            "dtype": self.dtype,
+            "shape": sizes,
+        }
+
+
+def tasks() -> Iterator[Task]:
+    """All that is to be tuned."""
+    for generation, (element_bytes, dtype) in product(GENERATIONS, tuned.DTYPES.items()):
+        samples = (16, 32, 64, 128) if element_bytes == 2 else (16, 64)
+        for (h, g), r in product((MHA, GQA, WIDE), samples):
+            work = Decode(1, r, 1, h, g, 128, 8192, SUFFIX, element_bytes)
+            found = _decode("bifurcated", work, generation)
+            yield Task("bifurcated_attention", generation, dtype, *found)
+        for (h, g), m_c in product((MHA, GQA), (1024, 8192, 32768)):
+            work = Decode(4, 1, 1, h, g, 128, m_c, SUFFIX, element_bytes)
+            found = _decode("ordinary", work, generation)
+            yield Task("ordinary_attention", generation, dtype, *found)
         shape = PrefillShape(B=1, S=2048, h=4, g=1, d=128, S_ctx=2048, start=0)
-        yield ("flash_attention", generation, *_prefill(shape, generation))
+        found = _prefill(shape, element_bytes, generation)
+        yield Task("flash_attention", generation, dtype, *found)
 
 
 def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]:
@@ -146,8 +175,7 @@ def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]
     return shape, rule, time
 
 
-def _prefill(shape: PrefillShape, generation: str) -> tuple[Shape, Any, Time]:
-    import ml_dtypes
+def _prefill(shape: PrefillShape, element_bytes: int, generation: str) -> tuple[Shape, Any, Time]:
     import numpy as np
 
     import nki_sim
@@ -156,7 +184,7 @@ def _prefill(shape: PrefillShape, generation: str) -> tuple[Shape, Any, Time]:
     kernel = launch.load("nki_kernels.flash_attention.kernel", "flash_attention_kernel")
     slots = shape.B * shape.S_ctx
     arrays = [
-        np.empty(size, ml_dtypes.bfloat16)
+        np.empty(size, dtype_of(element_bytes))
         for size in (
             (shape.B, shape.S, shape.h, shape.d),
             (shape.g, shape.d, slots),
@@ -172,7 +200,7 @@ def _prefill(shape: PrefillShape, generation: str) -> tuple[Shape, Any, Time]:
             )
         )
 
-    return shape, flash_tuning.schedule(shape, 2, target), time
+    return shape, flash_tuning.schedule(shape, element_bytes, target), time
 
 
 def checked(run: Callable[[], Any]) -> float:
@@ -238,25 +266,21 @@ def tune_schedules(path: Path, fresh: bool, kernel: str | None) -> None:
         known = json.loads(path.read_text())["entries"]
     if fresh:
         known = [e for e in known if kernel is not None and e["kernel"] != kernel]
-    done = {(e["kernel"], e["generation"], json.dumps(e["shape"])) for e in known}
-    bar = tqdm([task for task in tasks() if kernel in (None, task[0])], unit="shape")
-    for name, generation, shape, plan, time in bar:
-        sizes = {key: value for key, value in vars(shape).items() if key not in REPEATED[name]}
-        if (name, generation, json.dumps(sizes)) in done:
+    done = [{key: e[key] for key in ("kernel", "generation", "dtype", "shape")} for e in known]
+    bar = tqdm([task for task in tasks() if kernel in (None, task.kernel)], unit="shape")
+    for task in bar:
+        if task.about in done:
             continue
-        bar.set_description(f"{name} {generation}")
-        best, us, rule_us, tried, illegal = climb(plan, time)
+        bar.set_description(f"{task.kernel} {task.generation} {task.dtype}")
+        best, us, rule_us, tried, illegal = climb(task.plan, task.time)
         gained = us <= rule_us * (1 - LEAST_GAIN)
         known.append(
             {
-                "kernel": name,
-                "generation": generation,
-                "dtype": "bfloat16",
-                "shape": sizes,
+                **task.about,
                 "changes": {
                     key: value
                     for key, value in vars(best).items()
-                    if gained and value != getattr(plan, key)
+                    if gained and value != getattr(task.plan, key)
                 },
                 "us": round(us if gained else rule_us, 2),
                 "rule_us": round(rule_us, 2),
@@ -271,8 +295,8 @@ def tune_schedules(path: Path, fresh: bool, kernel: str | None) -> None:
     for e in known:
         shape = " ".join(f"{key}={value}" for key, value in e["shape"].items())
         print(
-            f"{e['kernel']:22} {e['generation']} {shape}: {e['rule_us']:.1f} -> {e['us']:.1f} us"
-            f" {e['changes'] or ''} ({e['tried']} tried, {e['illegal']} illegal)"
+            f"{e['kernel']:22} {e['generation']} {e['dtype']} {shape}: {e['rule_us']:.1f} ->"
+            f" {e['us']:.1f} us {e['changes'] or ''} ({e['tried']} tried, {e['illegal']} illegal)"
         )
 
 

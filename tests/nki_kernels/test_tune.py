@@ -19,6 +19,8 @@ from nki_kernels.tune import Illegal, checked, climb, neighbours, tune_schedules
 from tests.nki_kernels.holding import hold, runner
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options
 
+BYTES = {dtype: element_bytes for element_bytes, dtype in tuned.DTYPES.items()}
+
 pytestmark = pytest.mark.sim
 
 
@@ -76,7 +78,7 @@ def test_the_data_names_fields_of_the_schedules() -> None:
             continue
         shape = Shape(**{"G": 7, "r": 1} | entry["shape"])
         path = entry["kernel"].removesuffix("_attention")
-        options = options_of(path, shape, 2, entry["generation"])
+        options = options_of(path, shape, BYTES[entry["dtype"]], entry["generation"])
         assert entry["changes"].items() <= options.items()
 
 
@@ -85,13 +87,16 @@ FOUND = [e for e in tuned.entries() if e["kernel"] == "bifurcated_attention" and
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "entry", FOUND, ids=lambda e: "{generation} {0[h]} on {0[g]} {0[r]}".format(e["shape"], **e)
+    "entry",
+    FOUND,
+    ids=lambda e: "{generation} {dtype} {0[h]} on {0[g]} {0[r]}".format(e["shape"], **e),
 )
 def test_what_was_found_computes_the_same(entry: dict[str, Any]) -> None:
     """The schedules of the data, with shorter contexts of odd lengths."""
     sizes = entry["shape"]
-    options = options_of("bifurcated", Shape(G=1, **sizes), 2, entry["generation"])
-    case = Case(m_c=1309, m_d=21, b=sizes["r"], h=sizes["h"], g=sizes["g"], d=64, dtype="bfloat16")
+    dtype = entry["dtype"]
+    options = options_of("bifurcated", Shape(G=1, **sizes), BYTES[dtype], entry["generation"])
+    case = Case(m_c=1309, m_d=21, b=sizes["r"], h=sizes["h"], g=sizes["g"], d=64, dtype=dtype)
     run = runner(BIFURCATED, bifurcated_options)
     target = {"gen2": "trn1", "gen3": "trn2"}[entry["generation"]]
     hold(run, case, target, **options)
