@@ -170,7 +170,7 @@ def _recorded_flash(S: int, start: int, d: int, target: str, size: int) -> int:
     shape = PrefillShape(B=1, S=S, h=1, g=1, d=d, S_ctx=keys, start=start)
     plan = flash_tuning.schedule(shape, size, target)
     plan = tuned.improve("flash_attention", plan, shape, size, target)
-    dtype = _dtype(size)
+    dtype = predict.dtype_of(size)
     arrays = (
         np.empty((1, S, 1, d), dtype),
         np.empty((1, d, keys), dtype),
@@ -189,11 +189,5 @@ def _decode(
     shape = predict.shape_of(work)
     kernel = launch.load(f"nki_kernels.{path}_attention.kernel", f"{path}_attention_kernel")
     options = predict.options_of(path, shape, size, target)
-    return record(kernel, target, *predict.arrays(shape, size), d**-0.5, **options)
-
-
-def _dtype(size: int) -> Any:
-    import ml_dtypes
-    import numpy as np
-
-    return {2: ml_dtypes.bfloat16, 4: np.float32}[size]
+    arrays = predict.arrays(shape, predict.dtype_of(size))
+    return record(kernel, target, *arrays, d**-0.5, **options)

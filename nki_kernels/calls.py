@@ -146,8 +146,8 @@ def decode_call(path: str, case: Case, return_state: bool, target: str) -> Call:
         options = asdict(tuned.improve("ordinary_attention", plan, shape, size, target)) | features
     else:
         rule = bifurcated_tuning.schedule(shape, size, target)
-        rule = tuned.improve("bifurcated_attention", rule, shape, size, target)
-        options = bifurcated_tuning.kernel_options(rule, **features, narrow=case.fp8)
+        rule = tuned.improve("bifurcated_attention", rule, shape, size, target, case.fp8)
+        options = bifurcated_tuning.kernel_options(rule, **features)
     # The sum may be that of the weights as V meets them, rounded to the dtype.
     bits = cases.BITS.get(case.dtype)
     summing = 1e-4 if bits is None else 2.0 ** -(bits + 1)

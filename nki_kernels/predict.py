@@ -72,17 +72,19 @@ def dtype_of(element_bytes: int) -> Any:
     return {2: ml_dtypes.bfloat16, 4: np.float32}[element_bytes]
 
 
-def arrays(shape: Shape, element_bytes: int) -> list[np.ndarray]:
+def arrays(shape: Shape, dtype: Any, narrow: bool = False) -> list[np.ndarray]:
     """Unwritten arguments of a decode kernel, in order; for `shapes_only` profiles."""
-    dtype = dtype_of(element_bytes)
+    import ml_dtypes
+
     s = shape
+    stored = ml_dtypes.float8_e4m3fn if narrow else dtype
     context, suffix = s.G * s.S_ctx, s.G * s.r * s.S_dec
     return [
         np.empty((s.G, s.r, s.n, s.h, s.d), dtype),
-        np.empty((s.g, s.d, context), dtype),
-        np.empty((s.g, context, s.d), dtype),
-        np.empty((s.g, suffix, s.d), dtype),
-        np.empty((s.g, suffix, s.d), dtype),
+        np.empty((s.g, s.d, context), stored),
+        np.empty((s.g, context, s.d), stored),
+        np.empty((s.g, suffix, s.d), stored),
+        np.empty((s.g, suffix, s.d), stored),
         np.empty(s.G, np.int32),
         np.empty((s.G, s.r), np.int32),
     ]
@@ -95,10 +97,13 @@ def rule_of(path: str, shape: Shape, element_bytes: int, target: str) -> Any:
     return bifurcated_tuning.schedule(shape, element_bytes, CORES.get(target, target))
 
 
-def options_of(path: str, shape: Shape, element_bytes: int, target: str) -> dict[str, Any]:
+def options_of(
+    path: str, shape: Shape, element_bytes: int, target: str, narrow: bool = False
+) -> dict[str, Any]:
     """The schedule that the operator would choose, as the kernel's keyword arguments."""
     plan = rule_of(path, shape, element_bytes, target)
-    return dict(vars(tuned.improve(f"{path}_attention", plan, shape, element_bytes, target)))
+    name = f"{path}_attention"
+    return dict(vars(tuned.improve(name, plan, shape, element_bytes, target, narrow)))
 
 
 def profile(
@@ -118,6 +123,7 @@ def profile(
     import nki_sim
 
     require(path in PATHS, f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    require(not work.narrow or path == "bifurcated", "8-bit caches have the bifurcated path alone")
     shape = shape_of(work)
     if path == "ordinary":
         validate_for_kernel(shape)
@@ -125,12 +131,16 @@ def profile(
         validate_for_kernels(work.d)
     name = f"{path}_attention"
     kernel = launch.load(f"nki_kernels.{name}.kernel", f"{name}_kernel")
-    chosen = (
-        options_of(path, shape, work.element_bytes, target) if options is None else dict(options)
-    )
+    if options is None:
+        chosen = options_of(path, shape, work.element_bytes, target, work.narrow)
+    else:
+        chosen = dict(options)
+    if work.narrow:
+        factors = np.empty(work.g, np.float32)
+        chosen |= {"k_scale": factors, "v_scale": factors, "with_scales": True}
     return nki_sim.profile(
         kernel,
-        *arrays(shape, work.element_bytes),
+        *arrays(shape, dtype_of(work.element_bytes), work.narrow),
         work.d**-0.5,
         target=target,
         shapes_only=True,
@@ -151,7 +161,7 @@ def predict(
     """
     require(path in PATHS, f"path must be one of {', '.join(PATHS)}, got {path!r}")
     if options is None:
-        options = options_of(path, shape_of(work), work.element_bytes, target)
+        options = options_of(path, shape_of(work), work.element_bytes, target, work.narrow)
     short, long = SHORT_CONTEXT[path]
     if work.m_c > long and _size(path, work) > WORK[path]:
         near = predict(path, replace(work, m_c=long), target, options)

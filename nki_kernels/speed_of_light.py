@@ -34,6 +34,7 @@ class Decode:
 
     G prompts of r samples each (b = G·r), n tokens a step, h query heads over g kv heads of size d;
     m_c live context keys a prompt, m_d live suffix keys a sample, this step's included.
+    A number has `element_bytes`, one of `narrow` caches a single one.
     """
 
     G: int
@@ -45,6 +46,7 @@ class Decode:
     m_c: int
     m_d: int
     element_bytes: int = 2
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def speed_of_light(shape: Decode | Prefill, target: str, all_cores: bool = False
 
 def _check(shape: Decode | Prefill) -> None:
     for name, value in vars(shape).items():
-        least = 0 if name in ("m_c", "m_d", "prior") else 1
+        least = 0 if name in ("m_c", "m_d", "prior", "narrow") else 1
         require(value >= least, f"{name} must be at least {least}, got {value}")
     require(shape.h % shape.g == 0, f"h = {shape.h} heads, no multiple of g = {shape.g}")
 
@@ -132,7 +134,7 @@ def _decode(s: Decode) -> tuple[int, float, float]:
     p = s.h // s.g
     b = s.G * s.r
     keys = s.G * s.m_c + b * s.m_d
-    nbytes = 2 * s.g * s.d * keys * s.element_bytes
+    nbytes = 2 * s.g * s.d * keys * (1 if s.narrow else s.element_bytes)
     nbytes += 2 * b * s.n * s.h * s.d * s.element_bytes  # queries in, outputs out
     context = _products(s.r * p * s.n, s.m_c, s.d)
     suffix = _products(p * s.n, s.m_d, s.d)

@@ -410,12 +410,12 @@ def _bifurcated(
         chosen = vars(tuned.improve("ordinary_attention", ordinary, shape, size, target))
     else:
         plan = bifurcated_tuning.schedule(shape, size, target)
-        plan = tuned.improve("bifurcated_attention", plan, shape, size, target)
+        plan = tuned.improve("bifurcated_attention", plan, shape, size, target, narrow)
         if (k_scale is None) != (v_scale is None):  # the kernel takes both or none
             ones = torch.ones(shape.g, dtype=torch.float32, device=q.device)
             features |= {"k_scale": ones if k_scale is None else k_scale}
             features |= {"v_scale": ones if v_scale is None else v_scale}
-        chosen = bifurcated_tuning.kernel_options(plan, **features, narrow=narrow)
+        chosen = bifurcated_tuning.kernel_options(plan, **features)
     return _run_kernel(
         q.device,
         target,

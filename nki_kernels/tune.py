@@ -145,12 +145,15 @@ class Task:
 
 def tasks() -> Iterator[Task]:
     """All that is to be tuned."""
-    for generation, (element_bytes, dtype) in product(GENERATIONS, tuned.DTYPES.items()):
+    for generation, (dtype, numbers) in product(GENERATIONS, tuned.DTYPES.items()):
+        element_bytes, narrow = numbers
         samples = (16, 32, 64, 128) if element_bytes == 2 else (16, 64)
         for (h, g), r in product((MHA, GQA, WIDE), samples):
-            work = Decode(1, r, 1, h, g, 128, 8192, SUFFIX, element_bytes)
+            work = Decode(1, r, 1, h, g, 128, 8192, SUFFIX, element_bytes, narrow)
             found = _decode("bifurcated", work, generation)
             yield Task("bifurcated_attention", generation, dtype, *found)
+        if narrow:  # the other kernels refuse it
+            continue
         for (h, g), m_c in product((MHA, GQA), (1024, 8192, 32768)):
             work = Decode(4, 1, 1, h, g, 128, m_c, SUFFIX, element_bytes)
             found = _decode("ordinary", work, generation)
@@ -166,8 +169,8 @@ def _decode(path: str, work: Decode, generation: str) -> tuple[Shape, Any, Time]
 
     def time(plan: Any) -> float:
         if path == "bifurcated":
-            if generation == "gen2" and (plan.dma_turns or plan.turn_share):
-                raise Illegal("no document says how fast a NeuronCore-v2 turns tiles by DMA")
+            if plan.dma_turns or plan.turn_share:
+                check_turns(generation, work.element_bytes)
             if plan.suffix_slots < rule.suffix_slots:
                 raise Illegal("what a short run of HBM costs is where documents differ most")
         return checked(lambda: profile(path, work, generation, vars(plan)))
@@ -193,6 +196,8 @@ def _prefill(shape: PrefillShape, element_bytes: int, generation: str) -> tuple[
     ]
 
     def time(plan: Any) -> float:
+        if plan.dma_share:
+            check_turns(generation, element_bytes)
         options = flash_tuning.kernel_options(plan, shape.start)
         return checked(
             lambda: nki_sim.profile(
@@ -201,6 +206,16 @@ def _prefill(shape: PrefillShape, element_bytes: int, generation: str) -> tuple[
         )
 
     return shape, flash_tuning.schedule(shape, element_bytes, target), time
+
+
+def check_turns(generation: str, element_bytes: int) -> None:
+    """Whether DMA may turn tiles.
+
+    Raises:
+        Illegal: no document says how fast a NeuronCore-v2 does, or any with numbers of 4 bytes.
+    """
+    if generation == "gen2" or element_bytes != 2:
+        raise Illegal(f"no rate for DMA turning {element_bytes}-byte numbers on {generation}")
 
 
 def checked(run: Callable[[], Any]) -> float:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 FILE = Path(__file__).with_name("tuned.json")
-DTYPES = {2: "bfloat16", 4: "float32"}
+DTYPES = {"bfloat16": (2, False), "float32": (4, False), "float8_e4m3fn": (2, True)}
+"""dtype of the caches -> (bytes of a number of q, whether the caches' are in 8 bits)."""
 
 Plan = TypeVar("Plan")
 
@@ -38,7 +39,9 @@ def holds(found_at: dict[str, int], shape: dict[str, int]) -> bool:
     )
 
 
-def improve(kernel: str, plan: Plan, shape: Any, element_bytes: int, target: str) -> Plan:
+def improve(
+    kernel: str, plan: Plan, shape: Any, element_bytes: int, target: str, narrow: bool = False
+) -> Plan:
     """A kernel's schedule with what the tuner found for shapes like this one, if anything.
 
     Args:
@@ -47,14 +50,18 @@ def improve(kernel: str, plan: Plan, shape: Any, element_bytes: int, target: str
         shape: the call's sizes, a dataclass of ints.
         element_bytes: of q.
         target: trn1, inf2, gen2, trn2, gen3, trn3 or gen4.
+        narrow: whether keys and values are in 8 bits.
     """
     from nki_sim.targets import get_target
 
-    about = (kernel, get_target(target).generation, DTYPES.get(element_bytes))
+    about = (kernel, get_target(target).generation)
+    numbers = (element_bytes, narrow)
     sizes = {name: size for name, size in vars(shape).items() if isinstance(size, int)}
     for entry in entries():
-        if (entry["kernel"], entry["generation"], entry["dtype"]) == about and holds(
-            entry["shape"], sizes
+        if (
+            (entry["kernel"], entry["generation"]) == about
+            and DTYPES[entry["dtype"]] == numbers
+            and holds(entry["shape"], sizes)
         ):
             changed: Plan = replace(plan, **entry["changes"])  # type: ignore[type-var]
             return changed

@@ -10,7 +10,6 @@ python scripts/profile_kernel.py my_kernels.py:softmax --array 4096x512:fp32 --s
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ import nki_sim
 from models.files import output_path, write_json
 from nki_kernels import launch, tuned
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
-from nki_kernels.bifurcated_attention.validate import Shape as DecodeShape
 from nki_kernels.errors import InputError, require
 from nki_kernels.flash_attention import tuning as flash_tuning
 from nki_kernels.flash_attention.validate import Shape as PrefillShape
+from nki_kernels.predict import arrays, shape_of
 from nki_kernels.speed_of_light import Decode, Prefill, SpeedOfLight, speed_of_light
 from scripts import command_line, decode_sweep
 from scripts.validation.clock import ACTIVE, summary_of
@@ -217,48 +216,35 @@ def decode(options: argparse.Namespace) -> tuple[dict[str, Any], nki_sim.Profile
     dtype = DTYPES[options.dtype]
     work = Decode(
         options.prompts, options.samples, options.tokens, options.heads, g, options.head_dim,
-        options.context, options.suffix, np.dtype(dtype).itemsize,
+        options.context, options.suffix, np.dtype(dtype).itemsize, options.kv_dtype == "fp8",
     )  # fmt: skip
-    narrow = options.kv_dtype == "fp8"
     require(
-        not narrow or work.element_bytes == 2,
+        not work.narrow or work.element_bytes == 2,
         f"--kv-dtype fp8 is profiled beside queries of 16 bits, got --dtype {options.dtype}",
     )
-    moved = replace(work, element_bytes=1) if narrow else work  # queries are next to nothing
-    bound = speed_of_light(moved, options.target)
+    bound = speed_of_light(work, options.target)
     require(options.head_dim <= 256, f"--head-dim must be at most 256, got {options.head_dim}")
     require(options.context >= 1, f"--context must be at least 1, got {options.context}")
     require(
         options.suffix >= options.tokens,
         f"--suffix {options.suffix} must hold this step's --tokens {options.tokens}",
     )
-    shape = DecodeShape(
-        G=work.G, r=work.r, n=work.n, h=work.h, g=g, d=work.d, S_ctx=work.m_c, S_dec=work.m_d
-    )
+    shape = shape_of(work)
     plan = bifurcated_tuning.schedule(shape, work.element_bytes, options.target)
-    plan = tuned.improve("bifurcated_attention", plan, shape, work.element_bytes, options.target)
-    context, suffix = work.G * work.m_c, work.G * work.r * work.m_d
-    stored = ml_dtypes.float8_e4m3fn if narrow else dtype
-    factors = np.empty(g, np.float32) if narrow else None
-    arrays = [
-        np.empty((work.G, work.r, work.n, work.h, work.d), dtype),
-        np.empty((g, work.d, context), stored),
-        np.empty((g, context, work.d), stored),
-        np.empty((g, suffix, work.d), stored),
-        np.empty((g, suffix, work.d), stored),
-        np.empty(work.G, np.int32),
-        np.empty((work.G, work.r), np.int32),
-    ]
+    plan = tuned.improve(
+        "bifurcated_attention", plan, shape, work.element_bytes, options.target, work.narrow
+    )
+    factors = np.empty(g, np.float32) if work.narrow else None
     kernel = launch.load("nki_kernels.bifurcated_attention.kernel", "bifurcated_attention_kernel")
     profile = nki_sim.profile(
         kernel,
-        *arrays,
+        *arrays(shape, dtype, work.narrow),
         work.d**-0.5,
         target=options.target,
         lnc=options.lnc,
         shapes_only=True,
         **bifurcated_tuning.kernel_options(
-            plan, **features(options), k_scale=factors, v_scale=factors, narrow=narrow
+            plan, **features(options), k_scale=factors, v_scale=factors
         ),
     )
     return vars(work), profile, bound

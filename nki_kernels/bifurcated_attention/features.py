@@ -24,6 +24,10 @@ def name_dtypes(call):
     """How the caches are stored; before anything is loaded."""
     call["narrow"] = call["k_ctx"].dtype != call["q"].dtype
     call["stored"] = nl.float8_e4m3 if call["narrow"] else call["q"].dtype
+    whole = call["q"].shape[4] % 2 == 0 and call["q"].dtype != nl.float32
+    call["pairs"] = call["narrow"] and call["dma_turns"] and whole
+    if call["narrow"] and not call["pairs"]:
+        call["dma_turns"] = False  # DMA turns 2-byte numbers
 
 
 def add_features(call, constants):
@@ -41,6 +45,8 @@ def load_features(call, shared):
     """Bring the options that are tensors to all partitions: factors of keys, window's starts."""
     if call["with_scales"]:
         call["factors"] = spread_factors(call["k_scale"], call["scale"])
+        if call["row_chunks"]:
+            call["minus_factors"] = spread_factors(call["k_scale"], -call["scale"])
         if call["softcap"] > 0.0:
             scale = call["scale"] / call["softcap"]
             call["bends"] = spread_factors(call["k_scale"], scale)
@@ -93,6 +99,13 @@ def factor_of(call, job, partitions):
     if call["with_scales"]:
         return call["factors"][0:partitions, kv_head(job) : kv_head(job) + 1]
     return call["scale"]
+
+
+def minus_factor_of(call, job, partitions):
+    """The same with the other sign, for rows on partitions."""
+    if call["with_scales"]:
+        return call["minus_factors"][0:partitions, kv_head(job) : kv_head(job) + 1]
+    return -call["scale"]
 
 
 def scale_values(call, job, inverse):

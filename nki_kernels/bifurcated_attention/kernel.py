@@ -29,6 +29,7 @@ from nki_kernels.bifurcated_attention.features import (
     add_features,
     factor_of,
     load_features,
+    minus_factor_of,
     name_dtypes,
 )
 from nki_kernels.bifurcated_attention.loads import load_keys, load_values
@@ -48,7 +49,7 @@ from nki_kernels.bifurcated_attention.row_chunks import (
     turn_weights,
     weigh_rows,
 )
-from nki_kernels.bifurcated_attention.rows import finish, load_queries, turn_queries
+from nki_kernels.bifurcated_attention.rows import finish, halve_queries, load_queries, turn_queries
 from nki_kernels.bifurcated_attention.stages import (
     add_sums,
     add_to_state,
@@ -297,12 +298,12 @@ def settle(call, job, constants):
     """Second stage: the maximum so far."""
     if len(job) == 0:
         return
-    scale = factor_of(call, job, job["room"]["rows"])
+    rows = job["room"]["rows"]
     if job_of_rows(call, job):
-        settle_rows(call, job, scale)
+        settle_rows(call, job, minus_factor_of(call, job, rows))
     else:
         round_top(job["state"], constants)
-        settle_max(job["chunk"], job["state"], scale, constants)
+        settle_max(job["chunk"], job["state"], factor_of(call, job, rows), constants)
 
 
 def weigh_job(call, job, constants):
@@ -349,6 +350,8 @@ def prepare_keys(call, job, shared, constants):
         load_keys(call, job, block)
     if len(room["queries"]) == 0:
         turn_queries(room, call["q"].shape[4], constants["identity"], call["split_units"])
+    if call["pairs"] and not job["context"] and len(room["halves"]) == 0:
+        halve_queries(room, call["q"].shape[4], constants["identity"], call["split_units"])
     if job["context"] and call["window"] == 0 and not call["row_chunks"]:
         job["block"]["dead"] = dead_keys(room["group"], job["block"]["cut"], shared, constants)
 

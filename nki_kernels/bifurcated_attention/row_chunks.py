@@ -142,8 +142,10 @@ def dead_rows(tile, group, shared, constants):
     return dead
 
 
-def settle_rows(call, job, scale):
-    """Second stage: the exponential's bias, -scale · the maximum so far, and how the state decays.
+def settle_rows(call, job, minus):
+    """Second stage: the exponential's bias, `minus` · the maximum so far, and the state's decay.
+
+    `minus` is the logits' factor with the other sign, a float or a column.
 
     One instruction over the maxima of all spans so far, which are exact; on NeuronCore-v3 over the
     next span's place, too, so that the search for that one waits: it takes twenty times as long,
@@ -155,13 +157,13 @@ def settle_rows(call, job, scale):
     tops = state["tops"][0]
     if len(state["bias"]) == 0 and len(state["top"]) > 0:
         shift = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=shift, data=state["top"][-1], op0=nl.multiply, operand0=-scale)
+        nisa.tensor_scalar(dst=shift, data=state["top"][-1], op0=nl.multiply, operand0=minus)
         state["bias"].append(shift)
     bias = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     if call["old"]:
         top = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_reduce(dst=top, op=nl.maximum, data=tops[:, 0 : state["spans"]], axis=1)
-        nisa.tensor_scalar(dst=bias, data=top, op0=nl.multiply, operand0=-scale)
+        nisa.tensor_scalar(dst=bias, data=top, op0=nl.multiply, operand0=minus)
     else:
         count = state["spans"] + 1
         if call["split_units"]:
@@ -171,7 +173,7 @@ def settle_rows(call, job, scale):
             dst=scaled,
             data=tops[:, 0:count],
             op0=nl.multiply,
-            operand0=-scale,
+            operand0=minus,
             reduce_op=nl.minimum,
             reduce_res=bias,
         )

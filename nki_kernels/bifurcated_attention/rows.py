@@ -70,6 +70,23 @@ def turn_queries(room, d, identity, by_scalar):
                 room["queries"][i + j].append(columns[:, j * rows : (j + 1) * rows])
 
 
+def halve_queries(room, d, identity, by_scalar):
+    """The same for room["halves"], views [d / 2, rows] of the even and of the odd elements of d."""
+    rows = room["rows"]
+    loaded = room["loaded"][0]
+    for i in range(room["heads"]):
+        chunks = []
+        for odd in range(2):
+            chunks.append(
+                loaded.ap(
+                    pattern=[[room["heads"] * d, rows], [2, d // 2]],
+                    offset=i * d + odd,
+                )
+            )
+        columns = transpose_rows(chunks, identity, by_scalar)
+        room["halves"].append([columns[:, 0:rows], columns[:, rows : 2 * rows]])
+
+
 def finish(call, job, d):
     """o / sum, 0 for a row that saw no key; and the statistics. Stored once all heads are there."""
     room = job["room"]

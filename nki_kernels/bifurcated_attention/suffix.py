@@ -45,7 +45,9 @@ def load_suffix(call, job, shared):
     run, offset = place_of_suffix(call, job)
     job["keys"] = []
     job["turned"] = 0
-    if call["dma_turns"]:
+    if call["pairs"]:
+        load_pairs(call, job)
+    elif call["dma_turns"]:
         keys = nl.ndarray((d, tiles, blocks * parts), dtype=k_suf.dtype, buffer=nl.sbuf)
         nisa.dma_transpose(
             dst=keys,
@@ -67,6 +69,43 @@ def load_suffix(call, job, shared):
         shared["unturned"].append(job)
     if job["head"] == 0:
         room["dead"].append(dead_slots(call, job, shared))
+
+
+def load_pairs(call, job):
+    """K of a suffix chunk in 8 bits, turned by DMA two numbers at a time.
+
+    Partition j gets elements 2j and 2j + 1 of d, side by side: keys and queries meet once with the
+    even ones and once with the odd.
+    """
+    d = call["k_suf"].shape[2]
+    parts = job["room"]["sizes"]["parts"]
+    blocks = job["room"]["sizes"]["blocks"]
+    tiles = job["tiles"]
+    run, offset = place_of_suffix(call, job)
+    keys = nl.ndarray((d // 2, tiles, blocks * parts), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.dma_transpose(
+        dst=keys,
+        src=call["k_suf"].ap(
+            pattern=[[run // 2, blocks * parts], [d // 2, tiles], [1, d // 2]],
+            offset=offset // 2,
+            dtype=nl.bfloat16,
+        ),
+        axes=(2, 1, 0),
+    )
+    width = 2 * tiles * blocks * parts
+    for i in range(blocks * tiles):
+        at = i % tiles * blocks * parts + i // tiles * parts
+        halves = []
+        for odd in range(2):
+            halves.append(
+                keys.ap(
+                    pattern=[[width, d // 2], [2, parts]],
+                    offset=2 * at + odd,
+                    dtype=nl.float8_e4m3,
+                )
+            )
+        job["keys"].append(halves)
+    job["turned"] = blocks * tiles
 
 
 def load_suffix_values(call, job):
@@ -233,7 +272,7 @@ def suffix_logits(call, job, chunk, constants):
     rows = chunk["rows"]
     tiles = chunk["tiles"]
     width = rows // sizes["blocks"]
-    queries = room["queries"][job["head"]]
+    queries = (room["halves"] if call["pairs"] else room["queries"])[job["head"]]
     for block in range(sizes["blocks"]):
         at = block * width
         for tile in range(tiles):

@@ -478,20 +478,18 @@ def kernel_options(
     sinks: Any = None,
     k_scale: Any = None,
     v_scale: Any = None,
-    narrow: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments of the kernel, which writes absent options as 0 (NKI refuses `is None`).
 
     Args:
         plan: a schedule of the call's shape.
-        narrow: whether the caches are in 8 bits, which DMA does not turn; their factors, where one
-            is given, are both.
-        window ... v_scale: as in `nki_kernels.torch_ops.bifurcated_attention`.
+        window ... v_scale: as in `nki_kernels.torch_ops.bifurcated_attention`, but of the factors
+            either both or none.
     """
     options: dict[str, Any] = {}
     if window is not None:
         options["window"] = window
-    if window is not None or softcap is not None or narrow:
+    if window is not None or softcap is not None:
         plan = replace(plan, row_chunks=False)
     if softcap is not None:
         # Logits come back to PSUM once more: half as many at a time.
@@ -503,6 +501,4 @@ def kernel_options(
         options |= {"sinks": sinks, "with_sinks": True}
     if k_scale is not None:
         options |= {"k_scale": k_scale, "v_scale": v_scale, "with_scales": True}
-    if narrow:
-        plan = replace(plan, dma_turns=False)
     return {**vars(plan), **options}

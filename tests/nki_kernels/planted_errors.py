@@ -372,6 +372,18 @@ ERRORS = [
         "data=o, scale=decays[0])",
     ),
     Planted(
+        "odd elements of 8-bit keys taken for even ones",
+        DECODE,
+        "offset=2 * at + odd,",
+        "offset=2 * at,",
+    ),
+    Planted(
+        "rows are shifted by unscaled maxima of 8-bit keys",
+        DECODE,
+        'spread_factors(call["k_scale"], -call["scale"])',
+        'spread_factors(call["v_scale"], -call["scale"])',
+    ),
+    Planted(
         "values put off are left out",
         DECODE,
         'nisa.tensor_tensor(dst=o, data1=unit["product"], data2=o, op=nl.add)',

@@ -11,8 +11,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-
 import nki_sim
 from nki_kernels import launch
 from nki_kernels.bifurcated_attention import tuning as bifurcated_tuning
@@ -32,8 +30,7 @@ def bifurcated_options(arguments: dict[str, Any], target: str = "trn1") -> dict[
     shape = bifurcated_validate.validate(**arguments)
     plan = bifurcated_tuning.schedule(shape, arguments["q"].element_size(), target)
     options = {name: arguments[name] for name in OPTIONS if name in arguments}
-    narrow = arguments["k_ctx"].dtype == torch.float8_e4m3fn
-    return bifurcated_tuning.kernel_options(plan, **options, narrow=narrow)
+    return bifurcated_tuning.kernel_options(plan, **options)
 
 
 def flash_options(arguments: dict[str, Any], target: str = "trn1") -> dict[str, Any]:

@@ -130,11 +130,15 @@ def test_logits_of_ten_thousand(dtype: str) -> None:
         Case(m_c=1300, m_d=5, b=10, h=8, g=1, d=64, dtype="float16", sinks=True),
         Case(m_c=700, m_d=9, b=20, h=12, g=2, d=160, dtype="bfloat16", sinks=True),
         Case(m_c=1024, m_d=10, b=30, h=4, g=1, d=80, dtype="bfloat16"),  # row tiles of 120
+        Case(m_c=1300, m_d=8, b=32, h=4, g=1, d=64, dtype="bfloat16", fp8=True, n=2),
+        Case(m_c=700, m_d=9, b=20, h=12, g=2, d=160, dtype="float16", fp8=True, sinks=True),
+        Case(m_c=1024, m_d=10, b=30, h=4, g=1, d=31, dtype="bfloat16", fp8=True),  # no pairs
+        Case(m_c=700, m_d=10, b=30, h=4, g=1, d=48, fp8=True),
     ],
     ids=str,
 )
 def test_with_what_it_serves(case: Case, lnc: int) -> None:
-    """Sinks, fp16, wide heads and two cores; shares of the context among them."""
+    """Sinks, 8 bits, fp16, wide heads and two cores; shares of the context among them."""
     sizes = SMALL | {"block_slots": 8}
     hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **sizes)
     hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **SPLIT)

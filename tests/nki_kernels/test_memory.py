@@ -39,6 +39,7 @@ def drawn(number: int) -> Decode:
         m_c=random.choice((1, 130, 1000, 2048, 4096)),
         m_d=random.choice((1, 7, 48, 128, 130, 384)),
         element_bytes=random.choice((2, 2, 4)),
+        narrow=random.choice((False, False, True)),
     )
 
 

@@ -19,8 +19,6 @@ from nki_kernels.tune import Illegal, checked, climb, neighbours, tune_schedules
 from tests.nki_kernels.holding import hold, runner
 from tests.nki_kernels.running import BIFURCATED, bifurcated_options
 
-BYTES = {dtype: element_bytes for element_bytes, dtype in tuned.DTYPES.items()}
-
 pytestmark = pytest.mark.sim
 
 
@@ -78,7 +76,8 @@ def test_the_data_names_fields_of_the_schedules() -> None:
             continue
         shape = Shape(**{"G": 7, "r": 1} | entry["shape"])
         path = entry["kernel"].removesuffix("_attention")
-        options = options_of(path, shape, BYTES[entry["dtype"]], entry["generation"])
+        element_bytes, narrow = tuned.DTYPES[entry["dtype"]]
+        options = options_of(path, shape, element_bytes, entry["generation"], narrow)
         assert entry["changes"].items() <= options.items()
 
 
@@ -94,9 +93,11 @@ FOUND = [e for e in tuned.entries() if e["kernel"] == "bifurcated_attention" and
 def test_what_was_found_computes_the_same(entry: dict[str, Any]) -> None:
     """The schedules of the data, with shorter contexts of odd lengths."""
     sizes = entry["shape"]
-    dtype = entry["dtype"]
-    options = options_of("bifurcated", Shape(G=1, **sizes), BYTES[dtype], entry["generation"])
-    case = Case(m_c=1309, m_d=21, b=sizes["r"], h=sizes["h"], g=sizes["g"], d=64, dtype=dtype)
+    element_bytes, narrow = tuned.DTYPES[entry["dtype"]]
+    shape = Shape(G=1, **sizes)
+    options = options_of("bifurcated", shape, element_bytes, entry["generation"], narrow)
+    dtype = {2: "bfloat16", 4: "float32"}[element_bytes]
+    case = Case(1309, 21, shape.r, shape.h, shape.g, 64, dtype=dtype, fp8=narrow)
     run = runner(BIFURCATED, bifurcated_options)
     target = {"gen2": "trn1", "gen3": "trn2"}[entry["generation"]]
     hold(run, case, target, **options)

@@ -94,7 +94,7 @@ def test_extrapolation_agrees_with_the_whole_record(
     Sizes are such that what is extrapolated from stands behind the start of a call, as it does
     where the sweep extrapolates.
     """
-    many = Decode(G=1, r=512, n=1, h=4, g=1, d=128, m_c=1024, m_d=128)
+    many = Decode(G=1, r=1024, n=1, h=4, g=1, d=128, m_c=1024, m_d=128)
     if path == "ordinary":
         many = replace(many, G=64, r=1)
     long = Decode(G=1, r=16, n=1, h=2, g=2, d=128, m_c=16384, m_d=128)
