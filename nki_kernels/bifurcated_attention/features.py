@@ -16,7 +16,7 @@ from __future__ import annotations
 import nki.isa as nisa
 import nki.language as nl
 
-from nki_kernels.attention_state.kernel import PARTITIONS, diagonal, move, offset_grid
+from nki_kernels.attention_state.kernel import PARTITIONS, move
 from nki_kernels.bifurcated_attention.stages import banks_of, group_logits, spread_lengths
 
 
@@ -36,9 +36,6 @@ def add_features(call, constants):
     constants["identity_stored"] = constants["identity"]
     if call["narrow"]:
         constants["identity_stored"] = constants["identity_bf16"]
-    if call["softcap"] > 0.0:
-        grid = offset_grid(PARTITIONS, PARTITIONS)
-        constants["cap"] = diagonal(grid, call["softcap"], nl.float32)
 
 
 def load_features(call, shared):
@@ -95,7 +92,7 @@ def spread_factors(factors, scale):
 def factor_of(call, job, partitions):
     """What a chunk's logits are multiplied by: a float, or one of a head as a column."""
     if call["softcap"] > 0.0:
-        return 1.0  # scaled when they were bent
+        return call["softcap"]  # they are tanh(scaled logit / cap)
     if call["with_scales"]:
         return call["factors"][0:partitions, kv_head(job) : kv_head(job) + 1]
     return call["scale"]
@@ -103,6 +100,8 @@ def factor_of(call, job, partitions):
 
 def minus_factor_of(call, job, partitions):
     """The same with the other sign, for rows on partitions."""
+    if call["softcap"] > 0.0:
+        return -call["softcap"]
     if call["with_scales"]:
         return call["minus_factors"][0:partitions, kv_head(job) : kv_head(job) + 1]
     return -call["scale"]
@@ -123,18 +122,15 @@ def scale_values(call, job, inverse):
 
 
 def bend_logits(call, job, chunk, constants):
-    """Logits s of a chunk become c·tanh(scale · s / c).
+    """Logits s of a chunk become tanh(scale · s / c), whose factor is c.
 
-    ScalarE bends them on the way to SBUF; a product with c on a diagonal brings them back to PSUM,
-    where masks can be added.
+    ScalarE bends them on the way to SBUF; a product with ones on a diagonal brings them back to
+    PSUM, where masks can be added.
     """
     rows = chunk["rows"]
     parts = chunk["parts"]
     tiles = chunk["tiles"]
     group = chunk["group"]
-    inner = call["scale"] / call["softcap"]
-    if call["with_scales"]:
-        inner = call["bends"][0:parts, kv_head(job) : kv_head(job) + 1]
     bent = nl.ndarray((parts, tiles * rows), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(
         dst=bent.ap(
@@ -148,18 +144,34 @@ def bend_logits(call, job, chunk, constants):
         ),
         op=nl.tanh,
         data=group_logits(chunk, 0, tiles // group),
-        scale=inner,
+        scale=bend_of(call, job, parts),
     )
     chunk["logits"] = nl.ndarray(chunk["logits"].shape, dtype=nl.float32, buffer=nl.psum)
     for first, count in banks_of(chunk):
         nisa.nc_matmul(
             dst=group_logits(chunk, first, count),
-            stationary=constants["cap"][0:parts, 0:parts],
+            stationary=constants["identity_fp32"][0:parts, 0:parts],
             moving=bent.ap(
                 pattern=[[tiles * rows, parts], [rows * group, count], [group, rows], [1, group]],
                 offset=first * rows * group,
             ),
         )
+
+
+def bend_of(call, job, partitions):
+    """What the tanh's argument is a logit's multiple of: a float, or one of a head as a column."""
+    if call["with_scales"]:
+        return call["bends"][0:partitions, kv_head(job) : kv_head(job) + 1]
+    return call["scale"] / call["softcap"]
+
+
+def bent_rows(call, job, raw):
+    """The same of logits [rows, keys] in PSUM, in SBUF."""
+    if call["softcap"] == 0.0:
+        return raw
+    bent = nl.ndarray(raw.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=bent, op=nl.tanh, data=raw, scale=bend_of(call, job, raw.shape[0]))
+    return bent
 
 
 # --- window
@@ -193,6 +205,25 @@ def window_starts(call, shared):
         op=nl.add,
     )
     return starts
+
+
+def starts_of_rows(call, room, shared, constants):
+    """fp32 [rows, 1]: the first position that each row of a tile sees."""
+    if call["window"] == 0:
+        return constants["zero"][0 : room["rows"], :]
+    if len(room["starts"]) == 0:
+        G, r, n = call["q"].shape[0:3]
+        s, samples, t, tokens, _, count = room["tile"]
+        column = nl.ndarray((room["rows"], 1), dtype=nl.float32, buffer=nl.sbuf)
+        move(
+            dst=column,
+            src=shared["starts"].ap(
+                pattern=[[G * r * n, 1], [1, samples * tokens], [0, count]],
+                offset=(room["group"] * r + s) * n + t,
+            ),
+        )
+        room["starts"].append(column)
+    return room["starts"][0]
 
 
 def outside_window(call, job, shared):

@@ -147,6 +147,8 @@ def bifurcated_attention_kernel(
         out_max = nl.ndarray((G, r, n, h), dtype=nl.float32, buffer=nl.shared_hbm)
         out_sum = nl.ndarray((G, r, n, h), dtype=nl.float32, buffer=nl.shared_hbm)
         stores = [out, out_max, out_sum]
+    old = nisa.get_nc_version() == nisa.nc_version.gen2
+    rows_first = row_chunks and not (old and (window > 0 or softcap > 0.0))  # range_select is v3's
     call = {
         "q": q,
         "k_ctx": k_ctx,
@@ -169,7 +171,7 @@ def bifurcated_attention_kernel(
         "with_scales": with_scales,
         "window": window,
         "softcap": softcap,
-        "row_chunks": row_chunks,
+        "row_chunks": rows_first,
         "turn_share": turn_share,
         "copy_share": copy_share,
         "copies": 0,
@@ -177,11 +179,11 @@ def bifurcated_attention_kernel(
         "unit_slots": unit_slots,
         "resident_slots": resident_slots,
         "values_late": values_late,
-        "split_units": split_units and row_chunks,  # which windows and the like turn off
+        "split_units": split_units and rows_first,
         "turn_lag": turn_lag,
         "start_jobs": start_jobs,
         "join_slots": join_slots,
-        "old": nisa.get_nc_version() == nisa.nc_version.gen2,
+        "old": old,
     }
 
     name_dtypes(call)

@@ -100,6 +100,7 @@ def new_room(group, tile, kv, heads, g, sizes):
         "rows": tile_rows(tile),
         "loaded": [],  # queries, rows on partitions
         "queries": [],  # SBUF views [up to 128 of d, rows] a kv head, once loaded
+        "starts": [],  # what a window's rows see first, [rows, 1], where rows lie on partitions
         "halves": [],  # SBUF views [d / 2, rows] of even and of odd elements, where keys lie so
         "sinks": [],
         "dead": [],  # masks of the suffix chunks, made for the first head

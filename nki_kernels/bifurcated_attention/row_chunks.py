@@ -5,7 +5,9 @@ them and finds every row's maximum. Their exponential is a single instruction a 
 maximum as its bias and the sum of its results beside it; nothing is subtracted in PSUM, nor summed
 by TensorE. What it costs is turning the weights, by DMA or TensorE.
 
-The state is that of stages.py, so that both kinds of chunk may follow each other.
+The state is that of stages.py, so that both kinds of chunk may follow each other. Windows and
+soft-caps need `range_select`, which NeuronCore-v3 has: its bounds are a row's own, and it masks
+logits that ScalarE has bent on their way out of PSUM.
 
 Legal on NeuronCore-v2 and later and in NKI 0.2 to 0.7. Imports only `nki` and pieces under that
 rule.
@@ -17,6 +19,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from nki_kernels.attention_state.kernel import BANK, LEAST, PARTITIONS, copy_with_highest
+from nki_kernels.bifurcated_attention.features import bent_rows, starts_of_rows
 from nki_kernels.bifurcated_attention.plan import chosen, pitch_of
 from nki_kernels.bifurcated_attention.stages import join_highest
 
@@ -61,10 +64,10 @@ def row_logits(call, job, shared, constants):
         else:
             nisa.range_select(
                 dst=kept,
-                on_true_tile=raw,
+                on_true_tile=bent_rows(call, job, raw),
                 comp_op0=nl.greater_equal,
                 comp_op1=nl.less,
-                bound0=constants["zero"][0:rows, :],
+                bound0=starts_of_rows(call, job["room"], shared, constants),
                 bound1=shared["context_len"][0:rows, group : group + 1],
                 range_start=key,
                 reduce_op=nl.maximum,

@@ -489,8 +489,6 @@ def kernel_options(
     options: dict[str, Any] = {}
     if window is not None:
         options["window"] = window
-    if window is not None or softcap is not None:
-        plan = replace(plan, row_chunks=False)
     if softcap is not None:
         # Logits come back to PSUM once more: half as many at a time.
         plan = replace(plan, chunk_columns=min(plan.chunk_columns, 512))

@@ -85,6 +85,18 @@ ROWS_CASES = [
     Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", gap=0),
     Case(m_c=1300, m_d=5, b=32, h=4, g=1, d=32, dtype="bfloat16", G=2, logit_scale=6.0),
     Case(m_c=300, m_d=8, b=32, h=4, g=1, d=32, dtype="bfloat16", fp8=True, logit_scale=3.0),
+    Case(
+        m_c=300,
+        m_d=9,
+        b=32,
+        h=4,
+        g=1,
+        d=32,
+        dtype="bfloat16",
+        window=12,
+        softcap=2.0,
+        logit_scale=4.0,
+    ),
 ]
 ROWS_SIZES = {  # query rows on partitions; several units, each several blocks
     "row_chunks": True,

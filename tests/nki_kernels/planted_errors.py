@@ -211,20 +211,20 @@ ERRORS = [
     Planted(
         "cap before scale",
         DECODE,
-        'inner = call["scale"] / call["softcap"]',
-        'inner = 1.0 / call["softcap"]',
+        'return call["scale"] / call["softcap"]',
+        'return 1.0 / call["softcap"]',
     ),
     Planted(
         "capped logits scaled once more",
         DECODE,
-        "return 1.0  # scaled",
-        'return call["scale"]  # scaled',
+        'return call["softcap"]  # they are',
+        'return call["softcap"] * call["scale"]  # they are',
     ),
     Planted(
         "cap forgotten behind the tanh",
         DECODE,
-        'diagonal(grid, call["softcap"], nl.float32)',
-        "diagonal(grid, 1.0, nl.float32)",
+        'return call["softcap"]  # they are',
+        "return 1.0  # they are",
     ),
     Planted(
         "decode sink left out of the sum",
@@ -283,8 +283,8 @@ ERRORS = [
     Planted(
         "factor of keys left out of bent logits",
         DECODE,
-        'inner = call["bends"][0:parts, kv_head(job) : kv_head(job) + 1]',
-        "pass",
+        'return call["bends"][0:partitions, kv_head(job) : kv_head(job) + 1]',
+        'return call["scale"] / call["softcap"]',
     ),
     Planted(
         "float16 weights against a rounded shift",
@@ -382,6 +382,18 @@ ERRORS = [
         DECODE,
         'spread_factors(call["k_scale"], -call["scale"])',
         'spread_factors(call["v_scale"], -call["scale"])',
+    ),
+    Planted(
+        "rows are shifted by maxima without the cap",
+        DECODE,
+        'return -call["softcap"]',
+        "return -1.0",
+    ),
+    Planted(
+        "every row has the first one's window",
+        DECODE,
+        "pattern=[[G * r * n, 1], [1, samples * tokens], [0, count]],",
+        "pattern=[[G * r * n, 1], [0, samples * tokens], [0, count]],",
     ),
     Planted(
         "values put off are left out",

@@ -134,11 +134,15 @@ def test_logits_of_ten_thousand(dtype: str) -> None:
         Case(m_c=700, m_d=9, b=20, h=12, g=2, d=160, dtype="float16", fp8=True, sinks=True),
         Case(m_c=1024, m_d=10, b=30, h=4, g=1, d=31, dtype="bfloat16", fp8=True),  # no pairs
         Case(m_c=700, m_d=10, b=30, h=4, g=1, d=48, fp8=True),
+        Case(m_c=1300, m_d=12, b=32, h=4, g=1, d=64, dtype="bfloat16", n=3, window=700),
+        Case(m_c=1300, m_d=12, b=32, h=4, g=1, d=64, dtype="bfloat16", window=5, position=True),
+        Case(m_c=700, m_d=9, b=20, h=12, g=2, d=160, dtype="bfloat16", softcap=9.0, sinks=True),
+        Case(m_c=700, m_d=10, b=30, h=4, g=1, d=48, softcap=20.0, window=90, fp8=True),
     ],
     ids=str,
 )
 def test_with_what_it_serves(case: Case, lnc: int) -> None:
-    """Sinks, 8 bits, fp16, wide heads and two cores; shares of the context among them."""
+    """Features, 8 bits, fp16, wide heads and two cores; shares of the context among them."""
     sizes = SMALL | {"block_slots": 8}
     hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **sizes)
     hold(RUN, case, "trn2", turn_share=4, lnc=lnc, **SPLIT)
