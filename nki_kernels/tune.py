@@ -29,7 +29,7 @@ from nki_kernels.speed_of_light import Decode
 GENERATIONS = ("gen2", "gen3")
 G_SIZES = (1, 4)
 ROWS = (1, 4, 8)
-SAMPLES = (2, 4, 16)
+SAMPLES = (1, 2, 4, 16)
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 SUFFIX = 128
 """m_d at which break-even is found: early in an answer, where the suffix weighs least."""

@@ -3,7 +3,8 @@
 `switch.json` holds break-even lengths: for a core generation, element type, kv heads g, query rows
 n·p of a kv head and samples r of a prompt, the context slots S_ctx from which the bifurcated kernel
 is the faster one (null: never). A call takes the row of the largest g, n·p and r that do not exceed
-its own: each of them favours bifurcation. One sample takes the ordinary kernel: nothing is shared.
+its own: each of them favours bifurcation. One sample shares nothing; where several query heads
+share a kv head the bifurcated kernel is the faster one all the same, by its layout and loads.
 `python -m nki_kernels.tune switch` writes the table.
 """
 
@@ -69,11 +70,9 @@ def decode_path(
         return Choice(attention, "asked for")
     if why is not None:
         return Choice("bifurcated", why)
-    if shape.r == 1:
-        return Choice("ordinary", "one sample shares its context with nobody")
     rows = shape.n * shape.p
     least = break_even(shape.g, rows, shape.r, element_bytes, target)
-    samples = f"{shape.r} samples of {rows} row{'s' * (rows > 1)}"
+    samples = f"{shape.r} sample{'s' * (shape.r > 1)} of {rows} row{'s' * (rows > 1)}"
     if least is None:
         return Choice("ordinary", f"with {samples} bifurcation does not pay at any context")
     if shape.S_ctx < least:

@@ -13,6 +13,8 @@ from nki_kernels.bifurcated_attention.validate import Shape
 from nki_kernels.cases import Case, make
 from nki_kernels.errors import InputError
 from nki_kernels.ordinary_attention.switch import DTYPES, table
+from nki_kernels.predict import predict, shape_of
+from nki_kernels.speed_of_light import Decode
 from nki_kernels.tune import CONTEXTS, find_break_even, switch_rows
 from tests.nki_kernels.ordinary import ORDINARY
 from tests.nki_kernels.ordinary import options as ordinary_options
@@ -80,12 +82,15 @@ def test_the_operator_runs_what_it_is_asked_for(b: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["trn1", "trn2"])
-@pytest.mark.parametrize("h,g", [(4, 4), (8, 1)])
-def test_one_sample_is_ordinary(target: str, h: int, g: int) -> None:
-    """b = 1 runs what ordinary decoding runs, so it costs what that costs."""
-    for S_ctx in (128, 8192, 32768):
-        choice = decode_path(replace(MHA, r=1, h=h, g=g, S_ctx=S_ctx), 2, target)
-        assert choice.path == "ordinary" and "shares its context with nobody" in choice.reason
+@pytest.mark.parametrize("h,g", [(4, 4), (4, 1), (8, 1)])
+def test_one_sample_costs_what_ordinary_decoding_costs(target: str, h: int, g: int) -> None:
+    """Or less: within 3 % it takes the faster kernel."""
+    for S_ctx in (128, 1024, 8192, 32768):
+        work = Decode(1, 1, 1, h, g, 128, S_ctx, 128)
+        path = decode_path(shape_of(work), 2, target).path
+        times = {way: predict(way, work, target).us for way in ("ordinary", "bifurcated")}
+        assert times[path] <= 1.03 * min(times.values())
+        assert path == "ordinary" or g == 1
 
 
 @pytest.mark.slow
