@@ -107,7 +107,11 @@ class _Sizes:
         whole = per_sample <= PARTITIONS
         self.samples = min(plan.tile_samples, shape.r, PARTITIONS // per_sample) if whole else 1
         self.rows = self.samples * per_sample if whole else PARTITIONS
-        self.parts, self.blocks = packing(shape.S_dec, self.samples, plan.suffix_slots)
+        # A tile of what is left may pack worse than a whole one.
+        tiles = {self.samples, shape.r % self.samples or self.samples}
+        packed = [packing(shape.S_dec, samples, plan.suffix_slots) for samples in tiles]
+        self.blocks = max(blocks for _, blocks in packed)
+        self.keys = max(parts * blocks for parts, blocks in packed)  # a suffix slot of all samples
         self.suffix_slots = shape.S_dec // suffix_span(shape.S_dec, plan.suffix_slots)
         pitch = 1 << (self.rows - 1).bit_length()
         self.chunk_tiles = max(1, plan.chunk_columns // pitch)
@@ -150,7 +154,7 @@ class _Sizes:
         if not step.blocks:
             tiles = self.blocks * step.tiles
             yield -ahead, lag, tiles * self.shape.d * size  # V
-            turned = tiles * self.wide * self.parts * size
+            turned = step.tiles * self.wide * self.keys * size
             if self.plan.dma_turns:
                 yield -ahead, 0, turned
             else:

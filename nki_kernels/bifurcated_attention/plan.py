@@ -216,7 +216,7 @@ def plan_rows(jobs, call, rooms, states, head, cuts, order):
             )
             start = len(jobs)
             suffix_at = len(units)
-            if ends and call["split_units"]:
+            if ends and call["split_units"] and len(units) > 0:
                 suffix_at -= 1  # the last job is one of the context: less is left to do after it
             for j in range(len(units) + 1):
                 if j == suffix_at and final and call["own"]["suffixes"]:

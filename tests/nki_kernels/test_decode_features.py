@@ -29,6 +29,9 @@ RUN = runner(BIFURCATED, bifurcated_options)
 PAIRS = decode_pairwise()
 SMALL = {"chunk_columns": 64, "block_slots": 2, "ramp": 1, "suffix_tiles": 2}
 """Sizes at which a few hundred keys take several blocks and chunks."""
+ROWS = {"row_chunks": True, "block_slots": 2, "ramp": 1, "lag": 3, "resident_slots": 4}
+UNITS = {"split_units": True, "unit_slots": 4, "turn_lag": 2, "start_jobs": 1, "turn_share": 4}
+"""And with query rows on partitions, as they are and with split units."""
 
 
 def every(step: int) -> list[Any]:
@@ -79,7 +82,9 @@ def test_two_cores_share_a_context(case: Case) -> None:
 
 def test_a_core_of_suffixes_alone() -> None:
     """Where the suffixes are more than half of all keys, the other core has the whole context."""
-    hold(RUN, Case(m_c=1100, m_d=61, b=19, h=1, g=1, d=16), "trn2", lnc=2, join_slots=1)
+    for sizes in ({}, ROWS, ROWS | UNITS):
+        case = Case(m_c=1100, m_d=61, b=19, h=1, g=1, d=16)
+        hold(RUN, case, "trn2", lnc=2, join_slots=1, **sizes)
 
 
 @pytest.mark.parametrize("case", every(5))
@@ -97,9 +102,12 @@ def test_any_call(seed: int) -> None:
 def test_many_calls(block: int) -> None:
     for seed in range(1000 + 42 * block, 1042 + 42 * block):
         target = ("trn1", "trn2", "trn2", "trn3")[seed % 4]
-        sizes = SMALL if seed % 3 == 0 else {}
+        sizes = ({}, SMALL, ROWS, ROWS | UNITS)[seed // 4 % 4]
+        if target == "trn1" and "split_units" in sizes:
+            sizes = ROWS  # NeuronCore-v3 alone splits them
+        lnc = {"lnc": 2, "join_slots": 128} if seed % 4 == 2 else {}
         try:
-            hold(RUN, random_case(seed), target, **sizes, lnc=2 if seed % 4 == 2 else 1)
+            hold(RUN, random_case(seed), target, **sizes, **lnc)
         except Exception as error:
             error.add_note(f"seed {seed} on {target}: {random_case(seed)}")
             raise
