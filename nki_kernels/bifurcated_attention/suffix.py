@@ -197,8 +197,8 @@ def dead_slots(call, job, shared):
         offset=room["group"] * r + s,
     )
     slots = slot[:, 0 : tiles * queries]
-    few = job["first"] == 0 and call["window"] == 0
-    if call["split_units"] and few:  # VectorE is what such a call waits for
+    if call["split_units"] and job["first"] == 0 and call["window"] == 0:
+        # VectorE is what such a call waits for.
         nisa.tensor_tensor(
             dst=dead, data1=slots, data2=lengths, op=nl.greater_equal, engine=nisa.engine.gpsimd
         )

@@ -254,8 +254,8 @@ class Schedule:
         dma_turns: whether DMA transposes them instead (NeuronCore-v3 and later, 16-bit numbers).
         late_suffixes: whether a kv head's suffixes come behind the context of the next head, so
             that the last loads of a call find everything else computed.
-        row_chunks: whether chunks of the context have query rows on partitions (row_chunks.py). The
-            fields below are about them.
+        row_chunks: whether chunks of the context have query rows on partitions (row_chunks.py; not
+            on NeuronCore-v2 with a window or soft-cap). The fields below are about them.
         turn_share: of every 8 groups of 8 tiles of weights, those that DMA turns (as dma_turns).
         copy_share: of every 8 groups that TensorE turns, those that VectorE copies out of PSUM;
             ScalarE copies the others.
