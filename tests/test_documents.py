@@ -21,8 +21,19 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
 
 
+SLOW = ("docs/generation.md", "docs/transformers.md")
+"""Pages whose Python generates text: several seconds each."""
+
+
 @pytest.mark.sim
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=str)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page), marks=[pytest.mark.slow] if str(page) in SLOW else [])
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text("\n\n".join(blocks(page, "python")))

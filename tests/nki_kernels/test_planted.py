@@ -17,7 +17,13 @@ def test_without_an_error_everything_is_green(room: str, tmp_path: Path) -> None
         assert size <= 1, name
 
 
-@pytest.mark.parametrize("planted", [pytest.param(p, id=p.name) for p in ERRORS])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        pytest.param(planted, id=planted.name, marks=[] if i % 4 == 0 else [pytest.mark.slow])
+        for i, planted in enumerate(ERRORS)
+    ],
+)
 def test_planted_error_is_caught(planted: Planted, tmp_path: Path) -> None:
     assert next(caught(planted, tmp_path), None) is not None
 

@@ -81,6 +81,7 @@ def test_the_operator_runs_what_it_is_asked_for(b: int) -> None:
         assert torch.equal(auto, direct[decode_path(shape, 4, "trn1").path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["trn1", "trn2"])
 @pytest.mark.parametrize("h,g", [(4, 4), (4, 1), (8, 1)])
 def test_one_sample_costs_what_ordinary_decoding_costs(target: str, h: int, g: int) -> None:
